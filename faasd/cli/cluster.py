@@ -1,0 +1,86 @@
+"""`faasd status` and `drain`: the nodes and what they hold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from faasd.cli.printing import print_json, print_table, say
+from faasd.cli.session import Session
+
+if TYPE_CHECKING:
+    from faasd.client import ClusterStatus
+
+WorkerId = Annotated[str, typer.Argument(metavar="WORKER", help="The worker's id.")]
+
+
+def status(session: Session) -> None:
+    """Show the nodes, the runtimes they keep warm, and the functions' instances and memory."""
+    from faasd.client.answers import plain
+
+    with session.connect() as client:
+        found = client.status()
+    if session.json:
+        print_json(plain(found))
+    else:
+        _print_status(found)
+
+
+def drain(session: Session, worker: WorkerId) -> None:
+    """Give a worker no more invocations; it finishes what it has."""
+    with session.connect() as client:
+        client.drain(worker)
+    if session.json:
+        print_json({"id": worker, "status": "draining"})
+    else:
+        say(f"{worker} is draining.")
+
+
+def _print_status(found: ClusterStatus) -> None:
+    say(f"{found.url} is {'ready' if found.ready else 'not ready: no worker can serve'}.")
+    print_table(
+        ("WORKER", "STATUS", "CPUS", "GPUS", "SLOTS", "OUTSTANDING", "MB USED", "MB BUDGET", "MB"),
+        [
+            (
+                worker.id,
+                worker.status,
+                worker.cpus,
+                len(worker.gpus),
+                worker.slots,
+                worker.outstanding,
+                float(worker.memory_used_mb),
+                float(worker.memory_budget_mb),
+                float(worker.memory_mb),
+            )
+            for worker in found.workers
+        ],
+    )
+    print()
+    print_table(
+        ("RUNTIME", "WORKER", "STATE", "MB", "LIBRARIES"),
+        [
+            (one.name, worker.id, one.state, float(one.memory_mb), " ".join(one.libraries))
+            for worker in found.workers
+            for one in worker.runtimes
+        ],
+    )
+    print()
+    print_table(
+        ("FUNCTION", "REVISION", "WORKER", "TEMPLATE", "STARTING", "IDLE", "BUSY", "QUEUED", "MB"),
+        [
+            (
+                one.function,
+                one.revision,
+                worker.id,
+                one.template,
+                one.starting,
+                one.idle,
+                one.busy,
+                one.queued,
+                float(one.memory_mb),
+            )
+            for worker in found.workers
+            for one in worker.functions
+        ],
+    )

@@ -1,0 +1,190 @@
+"""What travels between controller and worker: invocations, replies, revisions, reports.
+
+Plain frozen values with a msgpack-able form each. Durations are seconds unless the name says ms.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from faasd.spec import FunctionSpec, validate_spec
+
+PHASES = ("queue", "sandbox", "libs", "load", "exec")
+
+
+class StartKind(enum.StrEnum):
+    """What an invocation found when it arrived at the worker."""
+
+    WARM = "warm"
+    FORK = "fork"
+    PRELOADED = "preloaded"
+    POOLED = "pooled"
+    COLD = "cold"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds an invocation spent in each phase."""
+
+    queue: float = 0.0
+    sandbox: float = 0.0
+    libs: float = 0.0
+    load: float = 0.0
+    exec: float = 0.0
+
+    def server_timing(self) -> str:
+        """The value of a Server-Timing header."""
+        return (
+            f"queue;dur={self.queue:.3f}, sandbox;dur={self.sandbox:.3f}, "
+            f"libs;dur={self.libs:.3f}, load;dur={self.load:.3f}, exec;dur={self.exec:.3f}"
+        )
+
+    def as_list(self) -> list[float]:
+        return [self.queue, self.sandbox, self.libs, self.load, self.exec]
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """One call of a function. `function` is "namespace/name"."""
+
+    id: str
+    function: str
+    revision: str
+    body: bytes
+    content_type: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    remaining_s: float | None = None
+    attempt: int = 1
+    events: bool = False
+
+
+@dataclass(slots=True)
+class Reply:
+    """What came of an invocation: a whole body, or chunks as the function yields them."""
+
+    status: int
+    content_type: str
+    headers: dict[str, str]
+    start: StartKind
+    timings: Timings
+    worker: str
+    body: bytes = b""
+    chunks: AsyncIterator[bytes] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactRef:
+    """A content-addressed file and the name it is shown under."""
+
+    sha256: str
+    filename: str
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """Everything a worker needs to run one revision of a function."""
+
+    function: str
+    id: str
+    spec: FunctionSpec
+    code_sha256: str
+    artifacts: dict[str, ArtifactRef]
+    min_instances: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.function}@{self.id}"
+
+    def to_plain(self) -> dict[str, Any]:
+        return {
+            "function": self.function,
+            "id": self.id,
+            "spec": self.spec.model_dump(mode="json"),
+            "code_sha256": self.code_sha256,
+            "artifacts": {name: asdict(ref) for name, ref in self.artifacts.items()},
+            "min_instances": self.min_instances,
+        }
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Revision:
+        return cls(
+            function=plain["function"],
+            id=plain["id"],
+            spec=validate_spec(plain["spec"]),
+            code_sha256=plain["code_sha256"],
+            artifacts={name: ArtifactRef(**ref) for name, ref in plain["artifacts"].items()},
+            min_instances=plain["min_instances"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionReport:
+    """One revision on one worker, as it is now."""
+
+    function: str
+    revision: str
+    template: str
+    starting: int
+    idle: int
+    busy: int
+    queued: int
+    memory_mb: float
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeReport:
+    """A runtime's zygote on one worker."""
+
+    name: str
+    state: str
+    memory_mb: float
+    libraries: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """The load of a worker; rides on heartbeats and answers /v1/workers."""
+
+    id: str
+    cpus: int
+    memory_mb: float
+    memory_budget_mb: float
+    memory_used_mb: float
+    slots: int
+    gpus: list[dict[str, Any]]
+    runtimes: list[RuntimeReport]
+    functions: list[FunctionReport]
+    starts: dict[str, int] = field(default_factory=dict)
+
+    def to_plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> WorkerReport:
+        return cls(
+            **{
+                **plain,
+                "runtimes": [RuntimeReport(**one) for one in plain["runtimes"]],
+                "functions": [FunctionReport(**one) for one in plain["functions"]],
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line that a function printed. `ts` is seconds since the epoch."""
+
+    ts: float
+    function: str
+    revision: str
+    instance: str
+    request_id: str
+    stream: str
+    line: str
+
+    def to_plain(self) -> dict[str, Any]:
+        return asdict(self)

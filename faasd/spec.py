@@ -1,0 +1,268 @@
+"""What a user may say about a function: the models behind function.toml.
+
+User input is validated here, once; everywhere else a `FunctionSpec` is known to be good. Unknown keys
+and bad values are refused with the key, the value and what is accepted.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+import types
+import typing
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from faasd.errors import InvalidSpec
+
+MAX_SPEC_BYTES = 256 * 1024
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Attribute = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=200)
+]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+RelativePath = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Resources(_Section):
+    """What one instance may use."""
+
+    cpus: float = Field(1.0, gt=0, le=1024, description="CPU cores of one instance; its threads")
+    memory_mb: int = Field(512, ge=16, le=4_194_304, description="private memory of one instance")
+    gpus: float = Field(0, ge=0, le=64, description="GPUs of one instance")
+    gpu_memory_mb: int = Field(0, ge=0, description="GPU memory of one instance")
+
+
+class Limits(_Section):
+    """What the platform bounds, per function."""
+
+    timeout_s: float = Field(60, gt=0, le=86_400, description="longest run of one invocation")
+    load_timeout_s: float = Field(300, gt=0, le=86_400, description="longest import and load()")
+    concurrency: int = Field(1, ge=1, le=1000, description="invocations at once in one instance")
+    max_instances: int = Field(8, ge=1, le=1000, description="instances on one worker")
+    queue: int = Field(1000, ge=0, le=1_000_000, description="invocations waiting on one worker")
+    max_body_mb: float = Field(32, gt=0, le=1024, description="largest request body")
+
+
+class Batching(_Section):
+    """Several invocations in one call of the handler."""
+
+    max_size: int = Field(1, ge=1, le=1024, description="invocations in one call of the handler")
+    max_wait_ms: float = Field(0, ge=0, le=60_000, description="wait for a fuller batch")
+
+
+class Scaling(_Section):
+    """When instances come and go."""
+
+    min_instances: int = Field(0, ge=0, le=1000, description="instances kept on some worker")
+    keep_alive: Literal["histogram"] | Annotated[float, Field(ge=0, le=604_800)] = Field(
+        60.0, description='seconds an idle instance is kept, or "histogram"'
+    )
+
+
+class Retries(_Section):
+    """How asynchronous invocations are tried again."""
+
+    max_attempts: int = Field(3, ge=1, le=100, description="runs before it is dead")
+    backoff_s: float = Field(1.0, ge=0, le=3600, description="wait before the second; doubles")
+
+
+class Slo(_Section):
+    """What the callers of the function's own endpoint expect."""
+
+    latency_ms: float | None = Field(None, gt=0, description="latency objective")
+
+
+class Example(_Section):
+    """A request body to try the function with; load generators send it."""
+
+    content_type: str = Field("application/json", max_length=200)
+    body: str | None = Field(None, max_length=65_536)
+    base64: str | None = Field(None, max_length=131_072)
+
+    @field_validator("base64")
+    @classmethod
+    def _decodes(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                base64.b64decode(value, validate=True)
+            except binascii.Error as error:
+                raise ValueError(f"is not base64 ({error})") from None
+        return value
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.body is None) == (self.base64 is None):
+            raise ValueError("needs either body or base64")
+        return self
+
+
+class FunctionSpec(_Section):
+    """One function as its author describes it (function.toml)."""
+
+    name: Name
+    runtime: str = Field("python", pattern=NAME_PATTERN, description="library set it starts from")
+    handler: Attribute = "handler:handle"
+    load: Attribute | None = Field(None, description="called once per template")
+    contract: Literal["faasd"] = "faasd"
+    requirements: RelativePath | None = Field(None, description="pip requirements file")
+    artifacts: dict[Name, RelativePath] = Field(default_factory=dict, max_length=100)
+    resources: Resources = Field(default_factory=Resources)
+    limits: Limits = Field(default_factory=Limits)
+    batching: Batching = Field(default_factory=Batching)
+    scaling: Scaling = Field(default_factory=Scaling)
+    retries: Retries = Field(default_factory=Retries)
+    slo: Slo = Field(default_factory=Slo)
+    env: dict[EnvName, Annotated[str, StringConstraints(max_length=32_768)]] = Field(
+        default_factory=dict, max_length=1000
+    )
+    example: Example | None = None
+
+    @field_validator("requirements")
+    @classmethod
+    def _stays_inside(cls, value: str | None) -> str | None:
+        if value is not None and (value.startswith("/") or ".." in value.split("/")):
+            raise ValueError("must be a path inside the function's folder")
+        return value
+
+    @field_validator("env")
+    @classmethod
+    def _has_no_nul(cls, value: dict[str, str]) -> dict[str, str]:
+        for key, text in value.items():
+            if "\0" in text:
+                raise ValueError(f"value of {key} holds a NUL character")
+            if key.startswith("FAASD_"):
+                raise ValueError(f"{key}: names beginning with FAASD_ belong to the platform")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.scaling.min_instances > self.limits.max_instances:
+            raise ValueError(
+                "scaling.min_instances must not exceed limits.max_instances "
+                f"({self.limits.max_instances})"
+            )
+        if self.batching.max_size > 1 and self.limits.concurrency > 1:
+            raise ValueError("batching.max_size and limits.concurrency cannot both exceed 1")
+        return self
+
+    @property
+    def max_body_bytes(self) -> int:
+        return int(self.limits.max_body_mb * 1024 * 1024)
+
+    def canonical(self) -> bytes:
+        """The spec as bytes that are equal for equal specs."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()
+
+
+def revision_of(spec: FunctionSpec, code_sha256: str, artifacts: dict[str, str]) -> str:
+    """The content address of a revision: equal content, equal revision."""
+    digest = hashlib.sha256(spec.canonical())
+    digest.update(code_sha256.encode())
+    digest.update(json.dumps(artifacts, sort_keys=True).encode())
+    return digest.hexdigest()[:12]
+
+
+def parse_spec(text: bytes, content_type: str = "application/toml") -> FunctionSpec:
+    """The spec in TOML or JSON text. Raises InvalidSpec with one sentence for every fault."""
+    if len(text) > MAX_SPEC_BYTES:
+        raise InvalidSpec(
+            f"The spec has {len(text)} bytes; at most {MAX_SPEC_BYTES} are accepted.",
+            remedy="Keep data out of function.toml: ship it as files or artifacts.",
+        )
+    try:
+        decoded = text.decode("utf-8")
+        raw = json.loads(decoded) if "json" in content_type else tomllib.loads(decoded)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        kind = "JSON" if "json" in content_type else "TOML"
+        raise InvalidSpec(f"The spec is not {kind}: {error}.") from None
+    return validate_spec(raw)
+
+
+def validate_spec(raw: Any) -> FunctionSpec:
+    """The spec in plain values. Raises InvalidSpec naming every key at fault."""
+    if not isinstance(raw, dict):
+        raise InvalidSpec(f"The spec must be a table of keys, not a {type(raw).__name__}.")
+    try:
+        return FunctionSpec.model_validate(raw)
+    except ValidationError as error:
+        faults = [_sentence(fault) for fault in error.errors(include_url=False)[:20]]
+        raise InvalidSpec(" ".join(faults), faults=faults) from None
+
+
+def _sentence(fault: Any) -> str:
+    path = [
+        str(part) for part in fault["loc"] if not str(part).startswith(("function-", "literal"))
+    ]
+    key = ".".join(path) or "the spec"
+    if fault["type"] == "extra_forbidden":
+        return f"Unknown key {_short(key)}: accepted here are {_accepted(path)}."
+    if fault["type"] == "missing":
+        return f"The key {key} is missing."
+    message = fault["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if path == [] or fault["type"] == "value_error":
+        return f"{key}: {message}."
+    return f"{key} = {_short(repr(fault['input']))}: {message}."
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _accepted(path: list[str]) -> str:
+    model: type[BaseModel] = FunctionSpec
+    for part in path[:-1]:
+        field = model.model_fields.get(part)
+        if field is None or not _is_section(field.annotation):
+            break
+        model = typing.cast("type[BaseModel]", _section_of(field.annotation))
+    names = sorted(model.model_fields)
+    close = difflib.get_close_matches(path[-1][:80], names, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return ", ".join(names) + hint
+
+
+def _is_section(annotation: Any) -> bool:
+    return _section_of(annotation) is not None
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, types.UnionType):
+        return next((s for a in typing.get_args(annotation) if (s := _section_of(a))), None)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return None
+
+
+_ENDPOINT = re.compile(NAME_PATTERN)
+
+
+def check_name(name: str) -> str:
+    """The name itself, or InvalidSpec when it is not one."""
+    if not _ENDPOINT.fullmatch(name):
+        raise InvalidSpec(
+            f"{_short(repr(name))} is not a name: use 1 to 63 of a-z, 0-9 and inner hyphens."
+        )
+    return name

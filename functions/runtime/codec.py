@@ -1,0 +1,109 @@
+"""Bodies to events and results to bodies, by content type."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from .context import Response
+
+JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
+BYTES = "application/octet-stream"
+LINES = "application/x-ndjson"
+EVENTS = "text/event-stream"
+
+
+class BadEvent(Exception):
+    """The body is not what its content type says."""
+
+
+class BadResult(Exception):
+    """The handler returned something that cannot be sent."""
+
+
+def decode(content_type: str, body: bytes) -> Any:
+    """The event a handler sees: None, JSON values, str or bytes. Raises BadEvent."""
+    kind, _, parameters = content_type.partition(";")
+    kind = kind.strip().lower()
+    if not body and not kind.startswith("text/"):
+        return None
+    if kind == JSON or kind.endswith("+json"):
+        return _json(body)
+    if kind.startswith("text/"):
+        return _text(body, parameters)
+    if kind == "application/x-www-form-urlencoded" and body.lstrip()[:1] in (b"{", b"["):
+        # What command-line clients send when only the data was named.
+        return _json(body)
+    return body
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadEvent(f"The body is not JSON: {error}.") from None
+
+
+def _text(body: bytes, parameters: str) -> str:
+    charset = parameters.partition("charset=")[2].strip().strip('"') or "utf-8"
+    try:
+        return body.decode(charset)
+    except (LookupError, UnicodeDecodeError) as error:
+        raise BadEvent(f"The body is not text in {charset}: {error}.") from None
+
+
+def encode(result: Any) -> tuple[int, str, dict[str, str], bytes]:
+    """Status, content type, headers and body of a handler's result. Raises BadResult."""
+    if isinstance(result, Response):
+        content_type, body = _encode_value(result.body)
+        return result.status, result.content_type or content_type, _headers(result), body
+    content_type, body = _encode_value(result)
+    return 200, content_type, {}, body
+
+
+def encode_item(item: Any) -> tuple[str, bytes]:
+    """Content type and bytes of one item of a stream; JSON items are lines. Raises BadResult."""
+    content_type, body = _encode_value(item)
+    return (LINES, body + b"\n") if content_type == JSON else (content_type, body)
+
+
+def encode_event(item: Any) -> bytes:
+    """One item of a stream as a server-sent event. Raises BadResult."""
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        raise BadResult(
+            "The generator yielded bytes, which server-sent events cannot carry; "
+            "yield str or JSON values, or ask without Accept: text/event-stream."
+        )
+    text = item if isinstance(item, str) else _dumps(item)
+    return "".join(f"data: {line}\n" for line in text.splitlines() or [""]).encode() + b"\n"
+
+
+def _encode_value(value: Any) -> tuple[str, bytes]:
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return BYTES, bytes(value)
+    if isinstance(value, str):
+        return TEXT, value.encode("utf-8", "replace")
+    return JSON, _dumps(value).encode()
+
+
+def _dumps(value: Any) -> str:
+    try:
+        return json.dumps(value, default=_plain, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadResult(f"The handler returned what cannot be sent as JSON: {error}.") from None
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and tensors as nested lists."""
+    to_list = getattr(value, "tolist", None)
+    if callable(to_list):
+        return to_list()
+    raise TypeError(f"{type(value).__name__} is not JSON, bytes or str")
+
+
+def _headers(response: Response) -> dict[str, str]:
+    for name, value in response.headers.items():
+        if not isinstance(name, str) or not isinstance(value, str) or "\n" in name + value:
+            raise BadResult(f"The response header {name!r} must be one line of text.")
+    return response.headers

@@ -1,0 +1,87 @@
+"""What a function is given besides its event, and what it may return."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+
+class InvocationCancelled(BaseException):
+    """Raised inside a running handler when its caller is gone."""
+
+
+class Response:
+    """A reply with a status, a content type and headers of the function's choosing."""
+
+    def __init__(
+        self,
+        body: Any,
+        content_type: str | None = None,
+        status: int = 200,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        if not 200 <= status <= 599:
+            raise ValueError(f"status must lie between 200 and 599, not {status}")
+        self.body = body
+        self.content_type = content_type
+        self.status = status
+        self.headers = dict(headers or {})
+
+
+class Context:
+    """The second argument of a handler, and the only one of load()."""
+
+    def __init__(self, config: dict[str, Any], state: Any, meta: dict[str, Any]) -> None:
+        self._config = config
+        self._deadline = time.monotonic() + meta["remaining_s"] if "remaining_s" in meta else None
+        self.state = state
+        self.function: str = config["function"]
+        self.revision: str = config["revision"]
+        self.cpus: float = config["cpus"]
+        self.artifacts: dict[str, str] = config["artifacts"]
+        self.request_id: str = meta.get("request_id", "")
+        self.content_type: str = meta.get("content_type", "")
+        self.headers: dict[str, str] = meta.get("headers", {})
+        self.attempt: int = meta.get("attempt", 1)
+
+    @classmethod
+    def of_template(cls, config: dict[str, Any]) -> Context:
+        return cls(config, None, {})
+
+    @property
+    def env(self) -> dict[str, str]:
+        return dict(os.environ)
+
+    @property
+    def device(self) -> str:
+        """Where tensors of this instance belong."""
+        return "cuda" if self._config.get("gpus") else "cpu"
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds until the invocation's deadline, or None without one."""
+        return None if self._deadline is None else self._deadline - time.monotonic()
+
+    def load_weights(self, name: str) -> Any:
+        """The tensors of an artifact, mapped from the file: shared by all processes that use it.
+
+        A .safetensors file or a torch checkpoint (loaded with weights_only).
+        """
+        path = self.artifacts[name]
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        import torch
+
+        return torch.load(path, mmap=True, weights_only=True, map_location="cpu")
+
+    @staticmethod
+    def response(
+        body: Any,
+        content_type: str | None = None,
+        status: int = 200,
+        headers: dict[str, str] | None = None,
+    ) -> Response:
+        return Response(body, content_type, status, headers)

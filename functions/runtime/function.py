@@ -1,0 +1,67 @@
+"""The user's function: where its attributes are, how it wants to be called."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from .context import Context
+
+
+class Function:
+    """The handler and its hooks, found once in the template and inherited by every instance."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        handler: Callable[..., Any],
+        load: Callable[..., Any] | None,
+        attach: Callable[..., Any] | None,
+    ) -> None:
+        self.config = config
+        self.handler = handler
+        self._load = load
+        self._attach = attach
+        self.state: Any = None
+
+    @classmethod
+    def locate(cls, config: dict[str, Any]) -> Function:
+        """Import the function's module. Raises what the import raises, or AttributeError."""
+        module_name, _, attribute = config["handler"].partition(":")
+        module = importlib.import_module(module_name)
+        handler = _attribute(module, attribute, config["handler"])
+        load: Callable[..., Any] | None
+        if config["load"]:
+            load_module, _, load_name = config["load"].partition(":")
+            load = _attribute(importlib.import_module(load_module), load_name, config["load"])
+        else:
+            load = getattr(module, "load", None)
+        return cls(config, handler, load, getattr(module, "attach", None))
+
+    @property
+    def style(self) -> str:
+        """`async` where several invocations share a loop in one instance, else `sync`."""
+        wants_loop = inspect.iscoroutinefunction(self.handler) or inspect.isasyncgenfunction(
+            self.handler
+        )
+        return "async" if wants_loop or self.config["concurrency"] > 1 else "sync"
+
+    def load(self, context: Context) -> None:
+        if callable(self._load):
+            self.state = self._load(context)
+
+    def attach(self, context: Context) -> None:
+        """After the fork: let the function bind its state to this process or its device."""
+        if callable(self._attach):
+            self.state = self._attach(self.state, context)
+
+
+def _attribute(module: Any, name: str, wanted: str) -> Callable[..., Any]:
+    found = getattr(module, name, None)
+    if not callable(found):
+        have = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
+        listing = ", ".join(have[:20]) or "nothing callable"
+        raise AttributeError(f"{wanted}: the module has no function {name!r}; it has {listing}")
+    return found  # type: ignore[no-any-return]

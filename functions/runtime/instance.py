@@ -1,0 +1,215 @@
+"""The instance: serves invocations on one data socket until it is closed.
+
+Frames (see `frames`), worker to instance:
+
+    ["call", [[id, meta, body], ...]]    several at once only when the function batches
+    ["cancel", id]                       answered by the loop of an async instance only
+
+and back:
+
+    ["attached", {"attach_ms"}] | ["refused", {...}]          once
+    ["result", id, status, content type, headers, exec ms, body]
+    ["start", id, status, content type]  ["chunk", id, body]  ["end", id, exec ms]
+    ["error", id, problem, exec ms]
+
+`meta` is {"request_id", "content_type", "headers", "remaining_s", "attempt", "events"}; a problem
+is {"code", "message", "type", "traceback"}. A sync instance is told of a caller that left by
+SIGUSR1, which raises InvocationCancelled in the handler.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+from . import codec, frames, process, report
+from .context import Context, InvocationCancelled
+from .function import Function
+
+
+def main(function: Function, _name: str, fds: list[int]) -> None:
+    """Never returns."""
+    data, stdout, stderr = fds
+    process.redirect(stdout, stderr)
+    link = frames.FrameStream(socket.socket(fileno=data))
+    link.sock.setblocking(True)
+    try:
+        started = time.monotonic()
+        _settle(function)
+        link.write(["attached", {"attach_ms": (time.monotonic() - started) * 1000}])
+        if function.style == "async":
+            from . import concurrent
+
+            concurrent.serve(function, link)
+        else:
+            Serial(function, link).serve()
+    except frames.Closed:
+        pass
+    except BaseException as error:  # user code in attach(); the worker is told and decides
+        _try_to_say(link, error)
+    process.flush_output()
+    process.kill_children(keep=set(), patience_s=0.5)
+    os._exit(0)
+
+
+def _try_to_say(link: frames.FrameStream, error: BaseException) -> None:
+    refusal = report.describe(error)
+    refusal["phase"] = "attach"
+    try:
+        link.write(["refused", refusal])
+    except (frames.Closed, OSError):
+        return
+
+
+def _settle(function: Function) -> None:
+    """Undo what a fork shares wrongly: random states and thread counts; then attach."""
+    random.seed()
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed()
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.default_generator.seed()
+        torch.set_num_threads(max(1, round(function.config["cpus"])))
+    function.attach(Context(function.config, function.state, {}))
+    process.trim_heap()
+
+
+class Serial:
+    """One invocation, or one batch of them, at a time; blocks in recv between them."""
+
+    def __init__(self, function: Function, link: frames.FrameStream) -> None:
+        self._function = function
+        self._link = link
+        self._running = False
+        self._writing = False
+        self._cancelled = False
+
+    def serve(self) -> None:
+        signal.signal(signal.SIGUSR1, self._on_cancel)
+        batched = self._function.config["batch"] > 1
+        while True:
+            frame = self._link.read()
+            if frame[0] != "call":
+                continue
+            started = time.perf_counter()
+            self._cancelled = False
+            if batched:
+                self._batch(frame[1], started)
+            else:
+                self._single(*frame[1][0], started=started)
+
+    def _on_cancel(self, _signum: int, _frame: Any) -> None:
+        self._cancelled = True
+        if self._running and not self._writing:
+            self._running = False
+            raise InvocationCancelled
+
+    def _write(self, message: list[Any]) -> None:
+        # A frame cut short would garble all that follow, so a cancellation waits for its end.
+        self._writing = True
+        try:
+            self._link.write(message)
+        finally:
+            self._writing = False
+        if self._cancelled and self._running:
+            self._running = False
+            raise InvocationCancelled
+
+    def _single(self, call_id: int, meta: dict[str, Any], body: bytes, *, started: float) -> None:
+        try:
+            self._running = True
+            answer = self._answer(call_id, meta, body, started)
+            self._running = False
+        except frames.Closed:
+            raise
+        except BaseException as error:  # user code; SystemExit too must not end the instance
+            self._running = False
+            answer = ["error", call_id, report.problem(error), _ms_since(started)]
+        process.flush_output()
+        self._write(answer)
+
+    def _answer(self, call_id: int, meta: dict[str, Any], body: bytes, started: float) -> list[Any]:
+        event = codec.decode(meta.get("content_type", ""), body)
+        context = Context(self._function.config, self._function.state, meta)
+        result = self._function.handler(event, context)
+        if hasattr(result, "__next__"):
+            self._stream(call_id, meta, result)
+            return ["end", call_id, _ms_since(started)]
+        status, content_type, headers, payload = codec.encode(result)
+        return ["result", call_id, status, content_type, headers, _ms_since(started), payload]
+
+    def _stream(self, call_id: int, meta: dict[str, Any], items: Any) -> None:
+        announced = False
+        try:
+            for item in items:
+                if meta.get("events"):
+                    content_type, chunk = codec.EVENTS, codec.encode_event(item)
+                else:
+                    content_type, chunk = codec.encode_item(item)
+                if not announced:
+                    self._write(["start", call_id, 200, content_type])
+                    announced = True
+                process.flush_output()
+                self._write(["chunk", call_id, chunk])
+        finally:
+            close = getattr(items, "close", None)
+            if close is not None:
+                close()
+        if not announced:
+            self._write(
+                ["start", call_id, 200, codec.EVENTS if meta.get("events") else codec.LINES]
+            )
+
+    def _batch(self, calls: list[list[Any]], started: float) -> None:
+        events, contexts, ids = [], [], []
+        answers: list[list[Any]] = []
+        for call_id, meta, body in calls:
+            try:
+                events.append(codec.decode(meta.get("content_type", ""), body))
+            except codec.BadEvent as error:
+                answers.append(["error", call_id, report.problem(error), _ms_since(started)])
+                continue
+            contexts.append(Context(self._function.config, self._function.state, meta))
+            ids.append(call_id)
+        answers += self._batch_answers(events, contexts, ids, started)
+        process.flush_output()
+        for answer in answers:
+            self._write(answer)
+
+    def _batch_answers(
+        self, events: list[Any], contexts: list[Context], ids: list[int], started: float
+    ) -> list[list[Any]]:
+        if not ids:
+            return []
+        try:
+            results = list(self._function.handler(events, contexts))
+            if len(results) != len(ids):
+                raise codec.BadResult(
+                    f"The handler returned {len(results)} results for a batch of {len(ids)}."
+                )
+        except BaseException as error:  # user code: one failure is every member's
+            told = report.problem(error)
+            return [["error", call_id, told, _ms_since(started)] for call_id in ids]
+        answers = []
+        for call_id, result in zip(ids, results):
+            try:
+                if isinstance(result, Exception):
+                    raise result
+                status, content_type, headers, payload = codec.encode(result)
+            except Exception as error:  # user value: only this member's
+                answers.append(["error", call_id, report.problem(error), _ms_since(started)])
+                continue
+            answers.append(
+                ["result", call_id, status, content_type, headers, _ms_since(started), payload]
+            )
+        return answers
+
+
+def _ms_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1000

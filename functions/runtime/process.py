@@ -1,0 +1,128 @@
+"""What the processes of a sandbox ask of the kernel: who reaps orphans, who dies with whom, limits."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import sys
+import time
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def set_name(name: str) -> None:
+    """Show this process under `name` (at most 15 bytes) in ps and top."""
+    _libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel end this process when its parent ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def outlive_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parents ended, so that none escapes."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def children() -> set[int]:
+    """Process ids of the direct children, adopted ones included."""
+    found: set[int] = set()
+    pid = os.getpid()
+    for task in os.listdir(f"/proc/{pid}/task"):
+        try:
+            with open(f"/proc/{pid}/task/{task}/children") as file:
+                found.update(int(child) for child in file.read().split())
+        except OSError:
+            continue
+    return found
+
+
+def reap() -> list[tuple[int, int]]:
+    """Collect ended children: (pid, wait status) of each."""
+    ended: list[tuple[int, int]] = []
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended
+        if pid == 0:
+            return ended
+        ended.append((pid, status))
+
+
+def kill_children(keep: set[int], patience_s: float = 2.0) -> None:
+    """End every child not in `keep`, and what it leaves behind, until none is there."""
+    give_up = time.monotonic() + patience_s
+    while time.monotonic() < give_up:
+        strays = children() - keep
+        if not strays:
+            return
+        for pid in strays:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in strays:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def data_bytes() -> int:
+    """Private writable memory that the kernel counts against RLIMIT_DATA, in bytes."""
+    with open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith("VmData:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def limit(memory_mb: int) -> None:
+    """Allow `memory_mb` beyond what is mapped now; no core files."""
+    ceiling = data_bytes() + memory_mb * 1024 * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def redirect(stdout: int, stderr: int) -> None:
+    """Make the descriptors standard output and error; standard input becomes empty."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    for fd in {null, stdout, stderr} - {0, 1, 2}:
+        os.close(fd)
+
+
+def close_all_but(keep: set[int]) -> None:
+    low = 3
+    for fd in sorted(keep):
+        if fd >= low:
+            os.closerange(low, fd)
+            low = fd + 1
+    os.closerange(low, 65_536)
+
+
+def flush_output() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            continue
+
+
+def trim_heap() -> None:
+    """Give free heap pages back: what a hook allocated for a moment is this process's own."""
+    trim = getattr(_libc, "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -1,0 +1,291 @@
+"""The worker daemon: one node, its revisions, its memory.
+
+The controller talks to it through the methods of `Node`, called directly when both live in one
+process and through `worker.uplink` otherwise. What it holds is cache: it can be ended at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import platform
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import IO, Any
+
+from faasd.errors import BadRequest, DeployFailed, FunctionNotFound, Unavailable
+from faasd.invocation import (
+    Invocation,
+    LogLine,
+    Reply,
+    Revision,
+    StartKind,
+    WorkerReport,
+)
+from faasd.policies.eviction import Holder, least_recently_used
+from faasd.settings import WorkerSettings
+from faasd.telemetry import get_logger
+from worker import processes
+from worker.files import ArtifactSource, RevisionFiles
+from worker.gpus import Gpu, find_gpus
+from worker.output import LogBook
+from worker.sandbox import Progress, Sandboxes
+from worker.service import RevisionService, no_progress
+
+log = get_logger("worker.node")
+
+_SHARE_OF_FREE_MEMORY = 0.75
+
+
+class Node:
+    """Owned by the event loop."""
+
+    def __init__(
+        self, settings: WorkerSettings, sandboxes: Sandboxes, source: ArtifactSource
+    ) -> None:
+        self.id = settings.id or platform.node() or "worker"
+        self._settings = settings
+        self._sandboxes = sandboxes
+        self._files = RevisionFiles(settings.data, source, layer_timeout_s=settings.layer_timeout_s)
+        self._logs = LogBook(settings.log_lines)
+        self._services: dict[str, RevisionService] = {}
+        self._retiring: set[RevisionService] = set()
+        self._starts: Counter[str] = Counter()
+        self._gpus: list[Gpu] = []
+        self._cpus = len(os.sched_getaffinity(0))
+        self._budget_mb = settings.memory_budget_mb or 0.0
+        self._used_mb = 0.0
+        self._lock: IO[str] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._draining = False
+
+    def __repr__(self) -> str:
+        return f"<Node {self.id}: {len(self._services)} revisions, {self._used_mb:.0f} MB>"
+
+    async def start(self) -> None:
+        """Take the data folder, clear what a former life left, and begin. Raises BadRequest."""
+        self._settings.data.mkdir(parents=True, exist_ok=True)
+        self._lock = _take(self._settings.data / "lock")
+        if not self._budget_mb:
+            self._budget_mb = processes.available_mb() * _SHARE_OF_FREE_MEMORY
+        self._gpus = find_gpus()
+        await asyncio.to_thread(self._files.open)
+        await self._sandboxes.start()
+        self._spawn(self._watch_memory())
+        log.info(
+            "node.started",
+            node=self.id,
+            cpus=self._cpus,
+            memory_budget_mb=round(self._budget_mb),
+            gpus=len(self._gpus),
+        )
+
+    async def aclose(self) -> None:
+        """Wait a while for running invocations, then end every process."""
+        self._draining = True
+        give_up = asyncio.get_running_loop().time() + self._settings.shutdown_grace_s
+        # Pools have no common event, and this runs once in a life.
+        while self._busy() and asyncio.get_running_loop().time() < give_up:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        for task in self._tasks:
+            task.cancel()
+        services = [*self._services.values(), *self._retiring]
+        await asyncio.gather(*(service.aclose() for service in services))
+        await self._sandboxes.aclose()
+        if self._lock is not None:
+            self._lock.close()
+        log.info("node.stopped", node=self.id)
+
+    def register(self, revision: Revision) -> None:
+        """Know a revision, so that it can be invoked; its minimum of instances is kept up."""
+        service = self._services.get(revision.key)
+        if service is None:
+            service = self._services[revision.key] = self._service(revision)
+        service.set_min_instances(revision.min_instances)
+
+    def retire(self, function: str, revision: str) -> None:
+        """Finish what a revision has to do, then forget it."""
+        service = self._services.pop(f"{function}@{revision}", None)
+        if service is not None:
+            self._retiring.add(service)
+            service.retire()
+
+    def keep_only(self, keys: set[str]) -> None:
+        """Retire every revision whose key (function@revision) is not among these."""
+        for key in set(self._services) - keys:
+            function, _, revision = key.rpartition("@")
+            self.retire(function, revision)
+
+    async def prepare(self, revision: Revision, progress: Progress = no_progress) -> None:
+        """Have a first instance of a revision ready. Raises DeployFailed with the reason.
+
+        A revision that fails is forgotten again, unless it was known before.
+        """
+        known = revision.key in self._services
+        self._check_resources(revision)
+        await self._sandboxes.check(revision.spec.runtime)
+        self.register(revision)
+        try:
+            await self._services[revision.key].prepare(progress)
+        except BaseException:
+            if not known:
+                self.retire(revision.function, revision.id)
+            raise
+
+    async def invoke(self, invocation: Invocation) -> Reply:
+        """Run an invocation. Raises FaasdError; cancelling the call cancels the invocation."""
+        if self._draining:
+            raise Unavailable("The worker is shutting down.")
+        service = self._services.get(f"{invocation.function}@{invocation.revision}")
+        if service is None:
+            raise FunctionNotFound(
+                f"Revision {invocation.revision} of {invocation.function} is not on this worker."
+            )
+        return await service.invoke(invocation)
+
+    def logs(self, function: str, *, tail: int) -> list[LogLine]:
+        return self._logs.tail(function, tail)
+
+    def follow_logs(self, function: str, *, tail: int) -> AsyncIterator[LogLine]:
+        return self._logs.follow(function, tail)
+
+    def report(self) -> WorkerReport:
+        """The node as it is now."""
+        return WorkerReport(
+            id=self.id,
+            cpus=self._cpus,
+            memory_mb=round(processes.total_mb(), 1),
+            memory_budget_mb=round(self._budget_mb, 1),
+            memory_used_mb=round(self._used_mb, 1),
+            slots=self._settings.slots or self._cpus,
+            gpus=[gpu.to_plain() for gpu in self._gpus],
+            runtimes=self._sandboxes.runtimes(),
+            functions=[service.report() for service in self._services.values()],
+            starts=dict(self._starts),
+        )
+
+    def _busy(self) -> bool:
+        seen = [s.pool.statistics() for s in (*self._services.values(), *self._retiring)]
+        return any(one.queued or one.running for one in seen)
+
+    def _check_resources(self, revision: Revision) -> None:
+        wanted = revision.spec.resources
+        if wanted.gpus > len(self._gpus):
+            have = ", ".join(gpu.name for gpu in self._gpus) or "none"
+            raise DeployFailed(
+                f"The function asks for {wanted.gpus:g} GPUs; this worker has {have}.",
+                remedy="Set [resources] gpus = 0, or add a worker with a GPU.",
+            )
+        if wanted.memory_mb > self._budget_mb:
+            raise DeployFailed(
+                f"[resources] memory_mb = {wanted.memory_mb} exceeds the worker's memory budget "
+                f"of {self._budget_mb:.0f} MB.",
+                remedy="Ask for less, or raise FAASD_WORKER_MEMORY_BUDGET_MB.",
+            )
+
+    def _service(self, revision: Revision) -> RevisionService:
+        def output(instance: str, request_id: str, stream: str, line: str) -> None:
+            self._logs.add(revision.function, revision.id, instance, request_id, stream, line)
+
+        return RevisionService(
+            revision,
+            worker_id=self.id,
+            sandboxes=self._sandboxes,
+            place=self._files.place,
+            output=output,
+            template_keep_alive_s=self._settings.template_keep_alive_s,
+            cancel_grace_s=self._settings.cancel_grace_s,
+            emptied=self._on_emptied,
+            started=self._count_start,
+        )
+
+    def _count_start(self, kind: StartKind) -> None:
+        self._starts[str(kind)] += 1
+
+    def _on_emptied(self, service: RevisionService) -> None:
+        if service in self._retiring:
+            self._retiring.discard(service)
+            self._spawn(self._bury(service))
+
+    async def _bury(self, service: RevisionService) -> None:
+        await service.aclose()
+        if service.revision.key not in self._services:
+            await self._files.forget(service.revision)
+            wanted = {one.revision.code_sha256 for one in self._services.values()}
+            for one in self._services.values():
+                wanted.update(ref.sha256 for ref in one.revision.artifacts.values())
+            self._files.prune(wanted)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watch_memory(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.memory_interval_s)
+            try:
+                await self._measure()
+            except OSError:
+                log.exception("node.measure_failed", node=self.id)
+
+    async def _measure(self) -> None:
+        """Measure every process, then keep the node within its budget."""
+        seen = {service: service.pids() for service in self._everything()}
+        measured = await asyncio.to_thread(self._read_memory, seen)
+        total = 0.0
+        for service, (template_mb, private, pss) in measured.items():
+            service.measured(template_mb, private, pss)
+            total += pss
+        self._used_mb = total
+        self._keep_within_budget()
+
+    def _read_memory(
+        self, seen: dict[RevisionService, tuple[list[int], dict[int, list[int]]]]
+    ) -> dict[RevisionService, tuple[float, dict[int, float], float]]:
+        self._sandboxes.measure()
+        measured = {}
+        for service, (template, instances) in seen.items():
+            template_mb = processes.pss_mb(template)
+            private, total = {}, template_mb
+            for number, pids in instances.items():
+                found = [processes.memory(pid) for pid in pids]
+                private[number] = sum(one.private_mb for one in found)
+                total += sum(one.pss_mb for one in found)
+            measured[service] = (template_mb, private, total)
+        return measured
+
+    def _keep_within_budget(self) -> None:
+        over = self._used_mb - self._budget_mb
+        holders: list[Holder[RevisionService]] = []
+        for service in self._everything():
+            since, memory_mb = service.idle_holders()
+            if since is not None:
+                holders.append(Holder(service, since, memory_mb))
+        for victim in least_recently_used(holders, over_mb=over):
+            service = victim.key
+            log.info(
+                "pool.evicted", revision=service.revision.key, memory_mb=round(victim.memory_mb)
+            )
+            service.evict()
+        for service in self._everything():
+            service.set_may_grow(may_grow=over <= 0)
+
+    def _everything(self) -> list[RevisionService]:
+        return [*self._services.values(), *self._retiring]
+
+
+def _take(path: Path) -> IO[str]:
+    """The data folder's lock: two workers in one folder would kill each other's processes."""
+    lock = path.open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise BadRequest(
+            f"Another worker uses the folder {path.parent}.",
+            remedy="Give each worker a folder of its own with --data.",
+        ) from None
+    return lock

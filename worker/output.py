@@ -1,0 +1,178 @@
+"""What functions print: read from pipes, attributed to requests, kept per function, followed live.
+
+Bounded everywhere: bytes per request, length of a line, lines per function, lines waiting for a
+slow follower. What is dropped is counted and said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from faasd import clock
+from faasd.invocation import LogLine
+
+LONGEST_LINE = 16_384
+_READ = 65_536
+_MARK, _END_OF_MARK = "\x1e", "\x1f"
+
+Emit = Callable[[str, str, str], None]
+
+
+class LogBook:
+    """The last lines of each function, and those who follow them. Owned by the event loop."""
+
+    def __init__(self, lines: int) -> None:
+        self._lines = lines
+        self._kept: dict[str, deque[LogLine]] = {}
+        self._followers: dict[str, set[asyncio.Queue[LogLine]]] = {}
+
+    def add(
+        self,
+        function: str,
+        revision: str,
+        instance: str,
+        request_id: str,
+        stream: str,
+        line: str,
+    ) -> None:
+        entry = LogLine(clock.wall(), function, revision, instance, request_id, stream, line)
+        self._kept.setdefault(function, deque(maxlen=self._lines)).append(entry)
+        for follower in self._followers.get(function, ()):
+            with contextlib.suppress(asyncio.QueueFull):
+                follower.put_nowait(entry)
+
+    def tail(self, function: str, count: int) -> list[LogLine]:
+        kept = self._kept.get(function, ())
+        return list(kept)[-count:] if count > 0 else []
+
+    def forget(self, function: str) -> None:
+        self._kept.pop(function, None)
+
+    async def follow(self, function: str, tail: int) -> AsyncIterator[LogLine]:
+        """The last lines, then each further one; never ends by itself."""
+        with self._following(function) as queue:
+            for entry in self.tail(function, tail):
+                yield entry
+            while True:
+                yield await queue.get()
+
+    @contextlib.contextmanager
+    def _following(self, function: str) -> Iterator[asyncio.Queue[LogLine]]:
+        queue: asyncio.Queue[LogLine] = asyncio.Queue(maxsize=self._lines)
+        self._followers.setdefault(function, set()).add(queue)
+        try:
+            yield queue
+        finally:
+            self._followers[function].discard(queue)
+            if not self._followers[function]:
+                del self._followers[function]
+
+
+class OutputPipe:
+    """The read end of a process's standard output or error, as lines with a request id."""
+
+    def __init__(self, stream: str, emit: Emit, *, budget: int) -> None:
+        """`emit` gets request id, stream and line; `budget` is the bytes kept per request."""
+        self._stream = stream
+        self._emit = emit
+        self._budget = budget
+        self._left = budget
+        self._dropped = 0
+        self._request = ""
+        self._partial = b""
+        self._loop = asyncio.get_running_loop()
+        self._fd, self.write_end = os.pipe()
+        os.set_blocking(self._fd, False)
+        self._open = True
+        self._loop.add_reader(self._fd, self._readable)
+
+    def handed_over(self) -> None:
+        """The write end is the child's alone now."""
+        if self.write_end >= 0:
+            os.close(self.write_end)
+            self.write_end = -1
+
+    def switch(self, request_id: str) -> None:
+        """What is in the pipe belongs to the request so far; what comes next to `request_id`."""
+        self._drain()
+        self._flush()
+        self._say_dropped()
+        self._request = request_id
+        self._left = self._budget
+
+    def close(self) -> None:
+        """Read what is left, then close. Safe to call twice."""
+        if not self._open:
+            return
+        self._drain()
+        self._flush()
+        self._say_dropped()
+        self._open = False
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)
+        self.handed_over()
+
+    def _readable(self) -> None:
+        if not self._read_once():
+            self.close()
+
+    def _drain(self) -> None:
+        # A function that prints without end must not hold the loop: what it printed before its
+        # reply is at most what a pipe holds.
+        for _ in range(4):
+            if not self._open or self._read_once() is not True:
+                return
+
+    def _read_once(self) -> bool | None:
+        """True when something was read, None when nothing is there, False at the end."""
+        try:
+            data = os.read(self._fd, _READ)
+        except BlockingIOError:
+            return None if self._open else False
+        if not data:
+            return False
+        self._take(data)
+        return True
+
+    def _take(self, data: bytes) -> None:
+        if self._left <= 0:
+            self._dropped += len(data)
+            return
+        *lines, rest = (self._partial + data).split(b"\n")
+        if len(rest) > LONGEST_LINE:
+            lines.append(rest)
+            rest = b""
+        self._partial = rest
+        for line in lines:
+            self._line(line)
+
+    def _line(self, raw: bytes) -> None:
+        self._left -= len(raw) + 1
+        if self._left <= 0:
+            self._dropped += len(raw)
+            return
+        line = raw[:LONGEST_LINE].decode("utf-8", "replace")
+        request = self._request
+        if line.startswith(_MARK):
+            request, _, line = line[1:].partition(_END_OF_MARK)
+        self._emit(request, self._stream, line)
+
+    def _flush(self) -> None:
+        if self._partial:
+            raw, self._partial = self._partial, b""
+            self._line(raw)
+
+    def _say_dropped(self) -> None:
+        if self._dropped:
+            kept_kb = self._budget // 1024
+            self._emit(
+                self._request,
+                self._stream,
+                f"[faasd dropped {self._dropped} bytes of output: {kept_kb} KB are kept "
+                "per invocation]",
+            )
+            self._dropped = 0

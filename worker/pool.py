@@ -1,0 +1,501 @@
+"""The pool and queue of one function revision on one worker. Pure: state and now in, actions out.
+
+Called on every event (arrival, departure, start, death, wake-up): first the method named for the
+event, then `decide`, whose actions the shell carries out without calling back in between.
+
+Invariants: a call is queued, or running on exactly one instance, or gone; an instance never runs
+more calls than it may; at most one sandbox is open or opening; queue and instances are bounded.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from faasd.errors import QueueFull
+from faasd.invocation import StartKind
+from faasd.policies.keepalive import KeepAlive
+from faasd.policies.scaling import ConcurrencyScaling, Demand
+
+CallId = int
+InstanceId = Hashable
+
+_SMOOTHING = 0.2
+_START_ATTEMPTS = 3
+
+
+class SandboxState(enum.StrEnum):
+    ABSENT = "absent"
+    OPENING = "opening"
+    READY = "ready"
+
+
+class InstanceState(enum.StrEnum):
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+    STOPPING = "stopping"
+
+
+_LEGAL = {
+    InstanceState.STARTING: {InstanceState.IDLE, InstanceState.STOPPING},
+    InstanceState.IDLE: {InstanceState.BUSY, InstanceState.STOPPING},
+    InstanceState.BUSY: {InstanceState.IDLE, InstanceState.STOPPING},
+    InstanceState.STOPPING: set(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSandbox:
+    """Make a sandbox and its template."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseSandbox:
+    """End the template and all that is left of the sandbox."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Fork an instance; the shell names it in `instance_ready` or `instance_failed`."""
+
+    instance: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End an instance that runs nothing."""
+
+    instance: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Send the calls to the instance; start kinds are those of the calls, in order."""
+
+    instance: int
+    calls: tuple[CallId, ...]
+    kinds: tuple[StartKind, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """The caller's deadline passed while the call was queued."""
+
+    call: CallId
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """No instance can be had: answer the call with the reason of the last failed start."""
+
+    call: CallId
+
+
+Action = OpenSandbox | CloseSandbox | Fork | Stop | Dispatch | Expire | Fail
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """What the function's spec bounds. Times in seconds."""
+
+    concurrency: int = 1
+    max_instances: int = 8
+    min_instances: int = 0
+    queue: int = 1000
+    batch: int = 1
+    batch_wait_s: float = 0.0
+    template_keep_alive_s: float = 600.0
+
+    @property
+    def per_instance(self) -> int:
+        return max(self.concurrency, self.batch)
+
+
+@dataclass(slots=True)
+class _Instance:
+    id: int
+    state: InstanceState
+    asked_at: float
+    ready_at: float = 0.0
+    idle_since: float = 0.0
+    calls: set[CallId] = field(default_factory=set)
+    dispatched_at: float = 0.0
+
+    def become(self, state: InstanceState) -> None:
+        if state not in _LEGAL[self.state]:
+            raise ValueError(f"an instance cannot go from {self.state} to {state}")
+        self.state = state
+
+
+@dataclass(slots=True)
+class _Call:
+    id: CallId
+    arrived: float
+    deadline: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatistics:
+    sandbox: SandboxState
+    starting: int
+    idle: int
+    busy: int
+    queued: int
+    running: int
+
+
+class Pool:
+    """Not thread-safe; owned by the event loop of the worker."""
+
+    def __init__(self, limits: PoolLimits, keep_alive: KeepAlive) -> None:
+        self._limits = limits
+        self._keep_alive = keep_alive
+        self._queue: OrderedDict[CallId, _Call] = OrderedDict()
+        self._where: dict[CallId, int] = {}
+        self._instances: dict[int, _Instance] = {}
+        self._next_instance = 1
+        self._sandbox = SandboxState.ABSENT
+        self._sandbox_kind = StartKind.COLD
+        self._sandbox_ready_at = 0.0
+        self._failures = 0
+        self._failed_until: float | None = None
+        self._used_at = 0.0
+        self._retired = False
+        self._hold_template = False
+        self._exec_s: float | None = None
+        self._start_s: float | None = None
+        self.min_instances = limits.min_instances
+        self.may_grow = True
+
+    def __repr__(self) -> str:
+        s = self.statistics()
+        return (
+            f"<Pool {s.sandbox}, instances: {s.starting} starting, {s.idle} idle, {s.busy} busy, "
+            f"calls: {s.queued} queued, {s.running} running>"
+        )
+
+    def statistics(self) -> PoolStatistics:
+        by_state = [instance.state for instance in self._instances.values()]
+        return PoolStatistics(
+            sandbox=self._sandbox,
+            starting=by_state.count(InstanceState.STARTING),
+            idle=by_state.count(InstanceState.IDLE),
+            busy=by_state.count(InstanceState.BUSY),
+            queued=len(self._queue),
+            running=len(self._where),
+        )
+
+    @property
+    def empty(self) -> bool:
+        """Nothing is here: a retired pool that is empty can be forgotten."""
+        return not (self._queue or self._instances) and self._sandbox is SandboxState.ABSENT
+
+    @property
+    def retired(self) -> bool:
+        return self._retired
+
+    @property
+    def failing(self) -> bool:
+        """Starts failed for good, or too often: none is tried for a while."""
+        return self._failed_until is not None
+
+    def arrive(self, call: CallId, now: float, deadline: float | None = None) -> None:
+        """Queue a call. Raises QueueFull when the queue is at its limit and no instance is free."""
+        if len(self._queue) >= max(self._limits.queue, self._free_places()):
+            wait = self._expected_wait_s()
+            raise QueueFull(
+                f"{len(self._queue)} invocations are waiting, the most that are queued "
+                "for this function on one worker.",
+                retry_after_s=wait,
+            )
+        self._keep_alive.arrived(now)
+        self._used_at = now
+        self._queue[call] = _Call(call, now, deadline)
+
+    def cancel(self, call: CallId) -> int | None:
+        """Forget a queued call, or name the instance that runs it, or None when it is gone."""
+        if self._queue.pop(call, None) is not None:
+            return None
+        return self._where.get(call)
+
+    def finished(self, call: CallId, now: float) -> None:
+        """A running call was answered by its instance."""
+        identity = self._where.pop(call, None)
+        instance = self._instances.get(identity) if identity is not None else None
+        if instance is None:
+            return
+        instance.calls.discard(call)
+        self._used_at = now
+        if instance.calls:
+            return
+        self._exec_s = _smooth(self._exec_s, now - instance.dispatched_at)
+        if instance.state is InstanceState.BUSY:
+            instance.become(InstanceState.IDLE)
+            instance.idle_since = now
+
+    def sandbox_ready(self, kind: StartKind, now: float) -> None:
+        self._sandbox = SandboxState.READY
+        self._sandbox_kind = kind
+        self._sandbox_ready_at = now
+        self._used_at = now
+        self._failures = 0
+        self._failed_until = None
+
+    def sandbox_failed(self, now: float, *, final: bool) -> None:
+        """The sandbox could not be made; `final` when it is the function's own fault."""
+        self._sandbox = SandboxState.ABSENT
+        self._note_failure(now, final=final)
+
+    def sandbox_died(self, now: float) -> None:
+        """Sandbox and template are gone; instances are reported one by one besides."""
+        if self._sandbox is SandboxState.READY:
+            self._note_failure(now, final=False)
+        self._sandbox = SandboxState.ABSENT
+
+    def sandbox_closed(self) -> None:
+        self._sandbox = SandboxState.ABSENT
+
+    def instance_ready(self, identity: int, now: float) -> None:
+        instance = self._instances.get(identity)
+        if instance is None or instance.state is not InstanceState.STARTING:
+            return
+        instance.become(InstanceState.IDLE)
+        instance.ready_at = instance.idle_since = now
+        self._start_s = _smooth(self._start_s, now - instance.asked_at)
+        self._failures = 0
+
+    def instance_failed(self, identity: int, now: float, *, final: bool) -> None:
+        """A fork did not become an instance."""
+        if self._instances.pop(identity, None) is not None:
+            self._note_failure(now, final=final)
+
+    def instance_gone(self, identity: int) -> list[CallId]:
+        """An instance ended, for whatever reason; the calls that it took along."""
+        instance = self._instances.pop(identity, None)
+        if instance is None:
+            return []
+        for call in instance.calls:
+            self._where.pop(call, None)
+        return sorted(instance.calls)
+
+    def stopping(self, identity: int) -> None:
+        """The shell is ending this instance (timeout, cancellation): it gets no more calls."""
+        instance = self._instances.get(identity)
+        if instance is not None and instance.state is not InstanceState.STOPPING:
+            instance.become(InstanceState.STOPPING)
+
+    def retire(self) -> None:
+        """Finish what is here and take nothing more on; everything is ended when idle."""
+        self._retired = True
+
+    def hold_template(self, *, hold: bool) -> None:
+        """Have a template ready even without calls (a deploy that is being tried)."""
+        self._hold_template = hold
+
+    def idle_since(self) -> float | None:
+        """Since when nothing here was used, or None while something is."""
+        busy = self._queue or self._where or self._sandbox is SandboxState.OPENING
+        return None if busy else self._used_at
+
+    def evict(self) -> list[Action]:
+        """Give the memory of this pool back now; nothing may be queued or running."""
+        return [*self._stop(list(self._instances.values())), *self._close_when_unused(force=True)]
+
+    def decide(self, now: float) -> list[Action]:
+        """What to do now.
+
+        Cases, in order:
+
+        1. calls whose deadline passed are dropped;
+        2. after a start that failed, calls are answered with the failure until a retry is due;
+        3. free instances get calls, the most recently used first;
+        4. missing instances are started, from the template or by opening the sandbox first;
+        5. instances idle for too long are stopped, and a template unused for too long with them.
+        """
+        actions: list[Action] = [*self._expired(now), *self._failed(now)]
+        actions += self._dispatch(now)
+        actions += self._grow(now)
+        actions += self._shrink(now)
+        return actions
+
+    def next_wakeup(self, now: float) -> float | None:
+        """When `decide` has something to do without an event in between, or None."""
+        times = [call.deadline for call in self._queue.values() if call.deadline is not None]
+        idle = [i for i in self._instances.values() if i.state is InstanceState.IDLE]
+        if self._queue and idle and self._limits.batch > 1:
+            first = next(iter(self._queue.values()))
+            times.append(first.arrived + self._limits.batch_wait_s)
+        if self._queue and self._start_s is not None:
+            times.append(now + self._start_s)
+        if len(self._instances) > self.min_instances:
+            times += [i.idle_since + self._keep_alive.idle_s() for i in idle]
+        if self._failed_until is not None and (self._queue or self._wants_any()):
+            times.append(self._failed_until)
+        if self._unused_template():
+            times.append(self._used_at + self._limits.template_keep_alive_s)
+        return min(times) if times else None
+
+    def _expired(self, now: float) -> list[Action]:
+        late = [c.id for c in self._queue.values() if c.deadline is not None and c.deadline <= now]
+        for call in late:
+            del self._queue[call]
+        return [Expire(call) for call in late]
+
+    def _failed(self, now: float) -> list[Action]:
+        if self._failed_until is None:
+            return []
+        if now >= self._failed_until:
+            self._failed_until = None
+            return []
+        if any(i.state is not InstanceState.STARTING for i in self._instances.values()):
+            return []
+        calls = [Fail(call) for call in self._queue]
+        self._queue.clear()
+        return list(calls)
+
+    def _note_failure(self, now: float, *, final: bool) -> None:
+        self._failures += 1
+        if final or self._failures >= _START_ATTEMPTS:
+            self._failed_until = now + min(60.0, 0.5 * 2 ** min(self._failures, 8))
+
+    def _dispatch(self, now: float) -> list[Action]:
+        actions: list[Action] = []
+        while self._queue:
+            instance = self._free_instance()
+            if instance is None or self._batch_may_fill(now):
+                break
+            room = self._limits.per_instance - len(instance.calls)
+            batch = [self._queue.popitem(last=False)[1] for _ in range(min(room, len(self._queue)))]
+            for call in batch:
+                self._where[call.id] = instance.id
+                instance.calls.add(call.id)
+            instance.dispatched_at = now
+            if instance.state is InstanceState.IDLE:
+                instance.become(InstanceState.BUSY)
+            actions.append(
+                Dispatch(
+                    instance.id,
+                    tuple(call.id for call in batch),
+                    tuple(self._kind(call, instance) for call in batch),
+                )
+            )
+        return actions
+
+    def _kind(self, call: _Call, instance: _Instance) -> StartKind:
+        if call.arrived >= instance.ready_at:
+            return StartKind.WARM
+        if call.arrived < self._sandbox_ready_at:
+            return self._sandbox_kind
+        return StartKind.FORK
+
+    def _batch_may_fill(self, now: float) -> bool:
+        if self._limits.batch == 1 or len(self._queue) >= self._limits.batch:
+            return False
+        first = next(iter(self._queue.values()))
+        return now < first.arrived + self._limits.batch_wait_s
+
+    def _free_instance(self) -> _Instance | None:
+        """The most recently used instance with room: the others may then grow old and end."""
+        free = [i for i in self._instances.values() if self._has_room(i)]
+        return max(free, key=lambda i: (len(i.calls) > 0, i.idle_since), default=None)
+
+    def _has_room(self, instance: _Instance) -> bool:
+        if instance.state is InstanceState.IDLE:
+            return True
+        shares = self._limits.batch == 1 and instance.state is InstanceState.BUSY
+        return shares and len(instance.calls) < self._limits.concurrency
+
+    def _free_places(self) -> int:
+        """Calls that can be taken on at once, with the instances there may be."""
+        live = [i for i in self._instances.values() if i.state is not InstanceState.STOPPING]
+        possible = max(0, self._limits.max_instances - len(live))
+        taken = sum(len(i.calls) for i in live)
+        return (len(live) + possible) * self._limits.per_instance - taken
+
+    def _expected_wait_s(self) -> float:
+        if self._exec_s is None:
+            return 1.0
+        places = self._limits.max_instances * self._limits.per_instance
+        return max(0.1, len(self._queue) * self._exec_s / places)
+
+    def _wants_any(self) -> bool:
+        return not self._retired and (self.min_instances > 0 or self._hold_template)
+
+    def _grow(self, now: float) -> list[Action]:
+        if self._failed_until is not None and now < self._failed_until:
+            return []
+        missing = self._missing(now)
+        if missing <= 0 and not self._hold_template:
+            return []
+        if self._sandbox is SandboxState.ABSENT:
+            self._sandbox = SandboxState.OPENING
+            return [OpenSandbox()]
+        if self._sandbox is SandboxState.OPENING:
+            return []
+        forks: list[Action] = []
+        for _ in range(missing):
+            instance = _Instance(self._next_instance, InstanceState.STARTING, asked_at=now)
+            self._next_instance += 1
+            self._instances[instance.id] = instance
+            forks.append(Fork(instance.id))
+        return forks
+
+    def _missing(self, now: float) -> int:
+        live = [i for i in self._instances.values() if i.state is not InstanceState.STOPPING]
+        minimum = 0 if self._retired else self.min_instances
+        scaling = ConcurrencyScaling(minimum=minimum, maximum=self._limits.max_instances)
+        demand = Demand(
+            queued=len(self._queue),
+            running=len(self._where),
+            live=len(live),
+            per_instance=self._limits.per_instance,
+            waited_s=now - next(iter(self._queue.values())).arrived if self._queue else 0.0,
+            exec_s=self._exec_s,
+            start_s=self._start_s,
+        )
+        missing = scaling.target(demand) - len(live)
+        if not self.may_grow and self._instances:
+            return 0
+        # Instances that are ending still hold memory: they count against the maximum.
+        return min(missing, self._limits.max_instances - len(self._instances))
+
+    def _shrink(self, now: float) -> list[Action]:
+        idle = [i for i in self._instances.values() if i.state is InstanceState.IDLE]
+        minimum = 0 if self._retired else self.min_instances
+        spare = len(self._instances) - minimum
+        keep_s = 0.0 if self._retired else self._keep_alive.idle_s()
+        old = sorted((i for i in idle if i.idle_since + keep_s <= now), key=lambda i: i.idle_since)
+        if self._queue:
+            return []
+        actions = self._stop(old[: max(0, spare)])
+        unused = self._used_at + self._limits.template_keep_alive_s <= now
+        return actions + self._close_when_unused(force=unused or self._retired)
+
+    def _stop(self, instances: list[_Instance]) -> list[Action]:
+        actions: list[Action] = []
+        for instance in instances:
+            if instance.state is InstanceState.IDLE:
+                instance.become(InstanceState.STOPPING)
+                actions.append(Stop(instance.id))
+        return actions
+
+    def _unused_template(self) -> bool:
+        return (
+            self._sandbox is SandboxState.READY
+            and not self._hold_template
+            and not self._queue
+            and all(i.state is InstanceState.STOPPING for i in self._instances.values())
+        )
+
+    def _close_when_unused(self, *, force: bool) -> list[Action]:
+        if force and self._unused_template():
+            self._sandbox = SandboxState.ABSENT
+            return [CloseSandbox()]
+        return []
+
+
+def _smooth(old: float | None, new: float) -> float:
+    return new if old is None else old + _SMOOTHING * (new - old)

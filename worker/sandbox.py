@@ -1,0 +1,136 @@
+"""What a worker expects of any kind of sandbox: the ports, and the values that cross them.
+
+Implementations are siblings in `worker.sandboxes`, chosen by name: `process`, `fake`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from faasd.invocation import Revision, RuntimeReport, StartKind
+
+Call = tuple[int, dict[str, Any], bytes]
+Output = Callable[[str, str, str, str], None]
+Progress = Callable[[str, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A phase of a start and when it ran, on the worker's monotonic clock, seconds."""
+
+    phase: str
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a revision's files are on this node: ready to be used, never to be written."""
+
+    code: str
+    path: list[str]
+    artifacts: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """How a sandbox came to be."""
+
+    kind: StartKind
+    spans: tuple[Span, ...]
+
+
+@dataclass(slots=True)
+class Exit:
+    """How an instance ended; `detail` is a clause such as "was killed by signal 9"."""
+
+    detail: str = "ended"
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class InstanceEvents(Protocol):
+    """What an instance tells its owner. Called from the event loop, never after `on_closed`."""
+
+    def on_result(
+        self,
+        call: int,
+        status: int,
+        content_type: str,
+        headers: dict[str, str],
+        exec_ms: float,
+        body: bytes,
+    ) -> None: ...
+
+    def on_start(self, call: int, status: int, content_type: str) -> None: ...
+
+    def on_chunk(self, call: int, data: bytes) -> None: ...
+
+    def on_end(self, call: int, exec_ms: float) -> None: ...
+
+    def on_error(self, call: int, problem: dict[str, Any], exec_ms: float) -> None: ...
+
+    def on_closed(self, end: Exit) -> None: ...
+
+
+class Instance(Protocol):
+    """A process that serves calls."""
+
+    def call(self, calls: Sequence[Call]) -> None: ...
+
+    def cancel(self, call: int) -> None:
+        """Ask the handler to stop: an exception where it runs. The owner kills it if it does not."""
+        ...
+
+    def kill(self) -> None: ...
+
+    def pause(self) -> None:
+        """Read no more from it until `resume`: its next writes wait."""
+        ...
+
+    def resume(self) -> None: ...
+
+    def pids(self) -> list[int]: ...
+
+
+class Sandbox(Protocol):
+    """A template in its sandbox."""
+
+    opened: Opened
+
+    async def fork(self, name: str, events: InstanceEvents) -> Instance:
+        """An attached instance. Raises DeployFailed when the function refuses, or Unavailable."""
+        ...
+
+    async def aclose(self) -> None:
+        """End every process of it and remove its folder. Safe to call twice."""
+        ...
+
+    def pids(self) -> list[int]: ...
+
+
+class Sandboxes(Protocol):
+    """The kind of sandboxes a worker uses."""
+
+    async def start(self) -> None: ...
+
+    async def open(
+        self, revision: Revision, placed: Placed, *, died: Callable[[], None], output: Output
+    ) -> Sandbox:
+        """A sandbox whose template is ready. Raises DeployFailed with the user's traceback when
+        the function's code refuses to start, Unavailable when the node could not do its part.
+        """
+        ...
+
+    def runtimes(self) -> list[RuntimeReport]: ...
+
+    def measure(self) -> None:
+        """Look up the memory of the zygotes for `runtimes`. Blocks; called in a thread."""
+        ...
+
+    async def check(self, runtime: str) -> None:
+        """Raises DeployFailed when the runtime is not to be had here."""
+        ...
+
+    async def aclose(self) -> None: ...

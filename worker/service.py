@@ -1,0 +1,724 @@
+"""One function revision on one worker: carries out what its pool decides.
+
+The pool is asked after every event, and its actions are begun here at once; whatever takes time
+runs as a task of this service and comes back as another event. Owned by the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from faasd import clock
+from faasd.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    DeployFailed,
+    FaasdError,
+    FunctionTimeout,
+    HandlerError,
+    InstanceDied,
+    InternalError,
+    OutOfMemory,
+    Unavailable,
+    from_problem,
+)
+from faasd.invocation import (
+    FunctionReport,
+    Invocation,
+    Reply,
+    Revision,
+    StartKind,
+    Timings,
+)
+from faasd.policies.keepalive import keep_alive
+from faasd.telemetry import get_logger
+from worker import pool as pools
+from worker.pool import Pool, PoolLimits
+from worker.sandbox import Exit, Instance, Output, Placed, Progress, Sandbox, Sandboxes, Span
+
+log = get_logger("worker.service")
+
+_call_ids = itertools.count(1)
+_WINDOW_BYTES = 1 << 20
+
+
+def no_progress(_stage: str, _detail: str) -> None:
+    return
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """A call on its way: whoever sent it waits on `answer`."""
+
+    id: int
+    invocation: Invocation
+    arrived: float
+    deadline: float | None
+    answer: asyncio.Future[Reply]
+    instance: _Running | None = None
+    kind: StartKind = StartKind.NONE
+    dispatched: float = 0.0
+    stream: _Stream | None = None
+    timer: asyncio.TimerHandle | None = None
+    stop_reason: FaasdError | None = None
+
+
+class _Stream:
+    """Chunks between an instance and a reader that may be slower. Pauses the instance when full."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._chunks: deque[bytes] = deque()
+        self._bytes = 0
+        self._wake = asyncio.Event()
+        self._ended = False
+        self._error: FaasdError | None = None
+        self.abandoned = False
+
+    def feed(self, chunk: bytes) -> None:
+        if self.abandoned:
+            return
+        self._chunks.append(chunk)
+        self._bytes += len(chunk)
+        self._wake.set()
+        if self._bytes > _WINDOW_BYTES:
+            self._instance.pause()
+
+    def end(self, error: FaasdError | None = None) -> None:
+        self._ended = True
+        self._error = error
+        self._wake.set()
+
+    def abandon(self) -> None:
+        """Nobody reads any more: let the instance write on into nothing."""
+        self.abandoned = True
+        self._chunks.clear()
+        self._bytes = 0
+        self._instance.resume()
+
+    async def read(self) -> bytes | None:
+        """The next chunk, or None at the end. Raises the error that ended it."""
+        while not self._chunks:
+            if self._ended:
+                if self._error is not None:
+                    raise self._error
+                return None
+            self._wake.clear()
+            await self._wake.wait()
+        chunk = self._chunks.popleft()
+        before, self._bytes = self._bytes, self._bytes - len(chunk)
+        if before > _WINDOW_BYTES >= self._bytes:
+            self._instance.resume()
+        return chunk
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """An instance and what it is doing; receives its events."""
+
+    service: RevisionService
+    number: int
+    name: str
+    asked: float
+    sandbox_spans: tuple[Span, ...]
+    handle: Instance | None = None
+    spans: tuple[Span, ...] = ()
+    calls: dict[int, _Pending] = field(default_factory=dict)
+    why_killed: FaasdError | None = None
+    private_mb: float = 0.0
+
+    def on_result(
+        self,
+        call: int,
+        status: int,
+        content_type: str,
+        headers: dict[str, str],
+        exec_ms: float,
+        body: bytes,
+    ) -> None:
+        pending = self.calls.pop(call, None)
+        if pending is None:
+            return
+        reply = Reply(
+            status=int(status),
+            content_type=str(content_type),
+            headers=dict(headers),
+            start=pending.kind,
+            timings=self.service.timings(pending, float(exec_ms)),
+            worker=self.service.worker_id,
+            body=body,
+        )
+        self.service.answered(pending, reply)
+
+    def on_start(self, call: int, status: int, content_type: str) -> None:
+        pending = self.calls.get(call)
+        if pending is None or self.handle is None or pending.stream is not None:
+            return
+        pending.stream = _Stream(self.handle)
+        reply = Reply(
+            status=int(status),
+            content_type=str(content_type),
+            headers={},
+            start=pending.kind,
+            timings=self.service.timings(pending, 0.0),
+            worker=self.service.worker_id,
+            chunks=self.service.chunks(pending),
+        )
+        if pending.answer.done():
+            pending.stream.abandon()
+        else:
+            pending.answer.set_result(reply)
+
+    def on_chunk(self, call: int, data: bytes) -> None:
+        pending = self.calls.get(call)
+        if pending is not None and pending.stream is not None:
+            pending.stream.feed(data)
+
+    def on_end(self, call: int, exec_ms: float) -> None:
+        del exec_ms
+        pending = self.calls.pop(call, None)
+        if pending is not None:
+            self.service.answered(pending, None)
+
+    def on_error(self, call: int, problem: dict[str, Any], exec_ms: float) -> None:
+        pending = self.calls.pop(call, None)
+        if pending is not None:
+            error = self.service.user_error(problem)
+            self.service.failed(pending, error, exec_ms=float(exec_ms))
+
+    def on_closed(self, end: Exit) -> None:
+        self.service.instance_closed(self, end)
+
+
+class RevisionService:
+    """Owned by the event loop; `aclose` ends everything it started."""
+
+    def __init__(
+        self,
+        revision: Revision,
+        *,
+        worker_id: str,
+        sandboxes: Sandboxes,
+        place: Callable[[Revision, Progress], Coroutine[Any, Any, Placed]],
+        output: Output,
+        template_keep_alive_s: float,
+        cancel_grace_s: float,
+        emptied: Callable[[RevisionService], None],
+        started: Callable[[StartKind], None],
+    ) -> None:
+        spec = revision.spec
+        self.revision = revision
+        self.worker_id = worker_id
+        self.pool = Pool(
+            PoolLimits(
+                concurrency=spec.limits.concurrency,
+                max_instances=spec.limits.max_instances,
+                min_instances=revision.min_instances,
+                queue=spec.limits.queue,
+                batch=spec.batching.max_size,
+                batch_wait_s=spec.batching.max_wait_ms / 1000,
+                template_keep_alive_s=template_keep_alive_s,
+            ),
+            keep_alive(spec.scaling.keep_alive),
+        )
+        self._sandboxes = sandboxes
+        self._place = place
+        self._output = output
+        self._cancel_grace_s = cancel_grace_s
+        self._emptied = emptied
+        self._started = started
+        self._sandbox: Sandbox | None = None
+        self._generation = 0
+        self._running: dict[int, _Running] = {}
+        self._pending: dict[int, _Pending] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wakeup: asyncio.TimerHandle | None = None
+        self._last_failure: FaasdError = Unavailable("The function could not be started.")
+        self._progress: Progress = no_progress
+        self._waiting_for_template: list[asyncio.Future[None]] = []
+        self._closed = False
+        self.template_mb = 0.0
+        self.memory_mb = 0.0
+
+    def __repr__(self) -> str:
+        return f"<RevisionService {self.revision.key} {self.pool!r}>"
+
+    async def invoke(self, invocation: Invocation) -> Reply:
+        """Run it and give its reply; the caller's cancellation cancels it. Raises FaasdError."""
+        now = clock.monotonic()
+        remaining = invocation.remaining_s
+        if remaining is not None and remaining <= 0:
+            raise DeadlineExceeded("The deadline had passed when the invocation arrived.")
+        pending = _Pending(
+            id=next(_call_ids),
+            invocation=invocation,
+            arrived=now,
+            deadline=None if remaining is None else now + remaining,
+            answer=asyncio.get_running_loop().create_future(),
+        )
+        self.pool.arrive(pending.id, now, pending.deadline)
+        self._pending[pending.id] = pending
+        self._step()
+        try:
+            return await pending.answer
+        except BaseException:
+            if not pending.answer.done() or pending.answer.cancelled():
+                self._abandon(pending)
+            raise
+
+    async def prepare(self, progress: Progress) -> None:
+        """Have one instance ready, for a deploy that is being tried. Raises FaasdError."""
+        seen = self.pool.statistics()
+        if seen.idle + seen.busy > 0:
+            return
+        self._progress = progress
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting_for_template.append(ready)
+        self.pool.hold_template(hold=True)
+        floor, self.pool.min_instances = self.pool.min_instances, max(1, self.pool.min_instances)
+        try:
+            self._step()
+            await ready
+        finally:
+            self._waiting_for_template = [f for f in self._waiting_for_template if f is not ready]
+            self.pool.min_instances = floor
+            self.pool.hold_template(hold=False)
+            self._progress = no_progress
+            self._step()
+
+    def retire(self) -> None:
+        """Finish what is here, then end everything."""
+        self.pool.retire()
+        self._step()
+
+    def set_min_instances(self, count: int) -> None:
+        self.pool.min_instances = count
+        self._step()
+
+    def set_may_grow(self, *, may_grow: bool) -> None:
+        if self.pool.may_grow != may_grow:
+            self.pool.may_grow = may_grow
+            self._step()
+
+    def evict(self) -> None:
+        """Give the memory back now; only called when nothing is queued or running."""
+        self._carry_out(self.pool.evict())
+        self._step()
+
+    def report(self) -> FunctionReport:
+        seen = self.pool.statistics()
+        return FunctionReport(
+            function=self.revision.function,
+            revision=self.revision.id,
+            template=str(seen.sandbox),
+            starting=seen.starting,
+            idle=seen.idle,
+            busy=seen.busy,
+            queued=seen.queued,
+            memory_mb=round(self.memory_mb, 1),
+        )
+
+    def pids(self) -> tuple[list[int], dict[int, list[int]]]:
+        """Processes of the template, and of each instance by its number."""
+        template = self._sandbox.pids() if self._sandbox else []
+        return template, {
+            number: running.handle.pids()
+            for number, running in self._running.items()
+            if running.handle is not None
+        }
+
+    def measured(self, template_mb: float, private_mb: dict[int, float], pss_mb: float) -> None:
+        """What the processes hold; an instance far past its limit is ended."""
+        self.template_mb = template_mb
+        self.memory_mb = pss_mb
+        limit = self.revision.spec.resources.memory_mb
+        for number, private in private_mb.items():
+            running = self._running.get(number)
+            if running is None:
+                continue
+            running.private_mb = private
+            if private > limit and running.why_killed is None:
+                self._kill(
+                    running,
+                    OutOfMemory(
+                        f"The function used {private:.0f} MB of its own memory; "
+                        f"[resources] memory_mb = {limit}."
+                    ),
+                )
+
+    async def aclose(self) -> None:
+        """End everything; calls that still wait are told so."""
+        self._closed = True
+        if self._wakeup is not None:
+            self._wakeup.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for pending in list(self._pending.values()):
+            self._drop(pending, Unavailable("The worker is shutting down."))
+        if self._sandbox is not None:
+            await self._sandbox.aclose()
+            self._sandbox = None
+
+    def _step(self) -> None:
+        """Ask the pool what to do, and when to ask again without an event."""
+        if self._closed:
+            return
+        now = clock.monotonic()
+        self._carry_out(self.pool.decide(now))
+        if self._wakeup is not None:
+            self._wakeup.cancel()
+            self._wakeup = None
+        due = self.pool.next_wakeup(now)
+        if due is not None:
+            delay = max(0.001, due - now)
+            self._wakeup = asyncio.get_running_loop().call_later(delay, self._step)
+        if self.pool.retired and self.pool.empty and not self._pending:
+            self._emptied(self)
+
+    def _carry_out(self, actions: list[pools.Action]) -> None:
+        for action in actions:
+            match action:
+                case pools.Dispatch():
+                    self._dispatch(action)
+                case pools.Fork():
+                    self._spawn(self._fork(action.instance))
+                case pools.OpenSandbox():
+                    self._spawn(self._open())
+                case pools.Stop():
+                    self._stop(action.instance)
+                case pools.CloseSandbox():
+                    self._close_sandbox()
+                case pools.Expire():
+                    pending = self._pending[action.call]
+                    self._drop(pending, DeadlineExceeded("The deadline passed while it waited."))
+                case pools.Fail():
+                    self._drop(self._pending[action.call], self._last_failure)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _open(self) -> None:
+        self._generation += 1
+        generation = self._generation
+        begin = clock.monotonic()
+        try:
+            placed = await self._place(self.revision, self._progress)
+            placed_at = clock.monotonic()
+            self._progress("template", "importing the code and running load()")
+            sandbox = await self._sandboxes.open(
+                self.revision,
+                placed,
+                died=lambda: self._sandbox_died(generation),
+                output=self._output,
+            )
+        except FaasdError as error:
+            self._start_failed(error)
+        except Exception as error:  # the boundary of a start: a defect must not stop the service
+            log.exception("sandbox.open_failed", revision=self.revision.key)
+            self._start_failed(InternalError(f"Starting the function failed: {error!r}."))
+        else:
+            if self._closed:
+                await sandbox.aclose()
+                return
+            opened = sandbox.opened
+            sandbox.opened = type(opened)(
+                opened.kind, (Span("sandbox", begin, placed_at), *opened.spans)
+            )
+            self._sandbox = sandbox
+            self.pool.sandbox_ready(opened.kind, clock.monotonic())
+            log.info(
+                "sandbox.ready",
+                function=self.revision.function,
+                revision=self.revision.id,
+                start=opened.kind,
+                seconds=round(clock.monotonic() - begin, 3),
+            )
+            self._step()
+
+    def _start_failed(self, error: FaasdError) -> None:
+        log.warning(
+            "sandbox.failed", revision=self.revision.key, code=error.code, detail=error.detail
+        )
+        self._last_failure = error
+        final = isinstance(error, DeployFailed | OutOfMemory)
+        self.pool.sandbox_failed(clock.monotonic(), final=final)
+        if self.pool.failing:
+            self._template_verdict(error)
+        self._step()
+
+    def _template_verdict(self, error: FaasdError | None) -> None:
+        for ready in self._waiting_for_template:
+            if ready.done():
+                continue
+            if error is None:
+                ready.set_result(None)
+            else:
+                ready.set_exception(error)
+
+    def _sandbox_died(self, generation: int) -> None:
+        if generation != self._generation:
+            return
+        log.warning("template.died", revision=self.revision.key)
+        sandbox, self._sandbox = self._sandbox, None
+        self._last_failure = Unavailable("The function's template process ended unexpectedly.")
+        self.pool.sandbox_died(clock.monotonic())
+        if sandbox is not None:
+            self._spawn(sandbox.aclose())
+        self._step()
+
+    def _close_sandbox(self) -> None:
+        self._generation += 1
+        sandbox, self._sandbox = self._sandbox, None
+        self.template_mb = 0.0
+        if sandbox is not None:
+            self._spawn(sandbox.aclose())
+
+    async def _fork(self, number: int) -> None:
+        sandbox = self._sandbox
+        asked = clock.monotonic()
+        spans = sandbox.opened.spans if sandbox else ()
+        name = f"{self.revision.id}-{self._generation}.{number}"
+        running = _Running(self, number, name, asked, spans)
+        self._running[number] = running
+        try:
+            if sandbox is None:
+                raise Unavailable("The sandbox ended.")
+            handle = await sandbox.fork(name, running)
+        except FaasdError as error:
+            self._fork_failed(number, error)
+        except Exception as error:  # the boundary of a start, as in _open
+            log.exception("instance.fork_failed", revision=self.revision.key)
+            self._fork_failed(number, InternalError(f"Starting an instance failed: {error!r}."))
+        else:
+            now = clock.monotonic()
+            running.handle = handle
+            running.spans = (*spans, Span("sandbox", asked, now))
+            if number not in self._running:
+                handle.kill()
+                return
+            self.pool.instance_ready(number, now)
+            self._template_verdict(None)
+            self._step()
+
+    def _fork_failed(self, number: int, error: FaasdError) -> None:
+        self._running.pop(number, None)
+        self._last_failure = error
+        final = isinstance(error, DeployFailed | OutOfMemory)
+        self.pool.instance_failed(number, clock.monotonic(), final=final)
+        if self.pool.failing:
+            self._template_verdict(error)
+        self._step()
+
+    def _stop(self, number: int) -> None:
+        running = self._running.get(number)
+        if running is not None and running.handle is not None:
+            running.handle.kill()
+
+    def _dispatch(self, action: pools.Dispatch) -> None:
+        running = self._running[action.instance]
+        assert running.handle is not None
+        now = clock.monotonic()
+        loop = asyncio.get_running_loop()
+        timeout = self.revision.spec.limits.timeout_s
+        calls = []
+        for identity, kind in zip(action.calls, action.kinds, strict=True):
+            pending = self._pending[identity]
+            pending.instance, pending.kind, pending.dispatched = running, kind, now
+            running.calls[identity] = pending
+            limit, reason = timeout, self._timed_out
+            if pending.deadline is not None and pending.deadline - now < timeout:
+                limit, reason = max(0.0, pending.deadline - now), self._deadline_passed
+            pending.timer = loop.call_later(limit, reason, pending)
+            calls.append((identity, _meta(pending, now), pending.invocation.body))
+            self._started(kind)
+        running.handle.call(calls)
+
+    def _timed_out(self, pending: _Pending) -> None:
+        limit = self.revision.spec.limits.timeout_s
+        self._interrupt(
+            pending,
+            FunctionTimeout(f"The function ran past its limit: [limits] timeout_s = {limit:g}."),
+            grace_s=0.0 if self._alone(pending) else self._cancel_grace_s,
+        )
+
+    def _deadline_passed(self, pending: _Pending) -> None:
+        self._interrupt(
+            pending,
+            DeadlineExceeded("The caller's deadline (Faasd-Deadline-Ms) passed while it ran."),
+            grace_s=self._cancel_grace_s,
+        )
+
+    @staticmethod
+    def _alone(pending: _Pending) -> bool:
+        return pending.instance is not None and len(pending.instance.calls) <= 1
+
+    def _interrupt(self, pending: _Pending, reason: FaasdError, *, grace_s: float) -> None:
+        """Answer the caller now, and stop the handler: politely first when there is grace."""
+        running = pending.instance
+        if running is None or pending.id not in running.calls:
+            return
+        pending.stop_reason = reason
+        _fail_answer(pending, reason)
+        if grace_s <= 0:
+            self._kill(running, reason)
+            return
+        if running.handle is not None:
+            running.handle.cancel(pending.id)
+        if pending.timer is not None:
+            pending.timer.cancel()
+        pending.timer = asyncio.get_running_loop().call_later(
+            grace_s, self._kill_if_still_running, pending
+        )
+
+    def _kill_if_still_running(self, pending: _Pending) -> None:
+        running = pending.instance
+        if running is not None and pending.id in running.calls:
+            self._kill(running, pending.stop_reason or Cancelled("The caller went away."))
+
+    def _kill(self, running: _Running, reason: FaasdError) -> None:
+        running.why_killed = reason
+        self.pool.stopping(running.number)
+        if running.handle is not None:
+            running.handle.kill()
+
+    def _abandon(self, pending: _Pending) -> None:
+        """The caller is gone: drop the call if it waits, stop it if it runs."""
+        self.pool.cancel(pending.id)
+        if pending.instance is None:
+            self._pending.pop(pending.id, None)
+            self._step()
+            return
+        if pending.stream is not None:
+            pending.stream.abandon()
+        self._interrupt(pending, Cancelled("The caller went away."), grace_s=self._cancel_grace_s)
+
+    async def chunks(self, pending: _Pending) -> AsyncIterator[bytes]:
+        """The body of a streamed reply; closing it early cancels the invocation."""
+        stream = pending.stream
+        assert stream is not None
+        finished = False
+        try:
+            while (chunk := await stream.read()) is not None:
+                yield chunk
+            finished = True
+        except FaasdError:
+            finished = True
+            raise
+        finally:
+            if not finished:
+                self._abandon(pending)
+
+    def answered(self, pending: _Pending, reply: Reply | None) -> None:
+        """A call came to its end; `reply` is None for the end of a stream."""
+        self._forget(pending)
+        if pending.stream is not None:
+            pending.stream.end()
+        elif reply is not None and not pending.answer.done():
+            pending.answer.set_result(reply)
+        self.pool.finished(pending.id, clock.monotonic())
+        self._step()
+
+    def failed(self, pending: _Pending, error: FaasdError, *, exec_ms: float) -> None:
+        """A call ended in an error that the instance survived."""
+        self._forget(pending)
+        self._note_cost(pending, error, exec_ms)
+        _fail_answer(pending, error)
+        self.pool.finished(pending.id, clock.monotonic())
+        self._step()
+
+    def instance_closed(self, running: _Running, end: Exit) -> None:
+        """An instance is gone: every call on it is answered with the reason."""
+        self._running.pop(running.number, None)
+        calls = list(running.calls.values())
+        running.calls.clear()
+        for pending in calls:
+            self._forget(pending)
+            alone = running.why_killed is not None and pending.stop_reason is not None
+            error = (
+                running.why_killed
+                if running.why_killed is not None and (alone or len(calls) == 1)
+                else InstanceDied(f"The instance {end.detail} while it served the invocation.")
+            )
+            self._note_cost(pending, error, (clock.monotonic() - pending.dispatched) * 1000)
+            _fail_answer(pending, error)
+        self.pool.instance_gone(running.number)
+        self._step()
+
+    def _forget(self, pending: _Pending) -> None:
+        if pending.timer is not None:
+            pending.timer.cancel()
+        self._pending.pop(pending.id, None)
+
+    def _drop(self, pending: _Pending, error: FaasdError) -> None:
+        self._forget(pending)
+        self._note_cost(pending, error, 0.0)
+        _fail_answer(pending, error)
+
+    def _note_cost(self, pending: _Pending, error: FaasdError, exec_ms: float) -> None:
+        error.extra["timings"] = self.timings(pending, exec_ms).as_list()
+        error.extra["start"] = str(pending.kind)
+        error.extra["worker"] = self.worker_id
+
+    def user_error(self, problem: dict[str, Any]) -> FaasdError:
+        """What an instance said of a call, as an error of ours."""
+        code = str(problem.get("code"))
+        message = str(problem.get("message", ""))
+        if code in ("bad_request", "unserialisable_result", "cancelled"):
+            return from_problem({"code": code, "detail": message})
+        kind = str(problem.get("type"))
+        trace = str(problem.get("traceback", ""))
+        detail = f"The function raised {kind}" + (f": {message}" if message else "") + "."
+        if code == "out_of_memory":
+            limit = self.revision.spec.resources.memory_mb
+            return OutOfMemory(f"{detail} [resources] memory_mb = {limit}.", traceback=trace)
+        return HandlerError(detail, traceback=trace)
+
+    def timings(self, pending: _Pending, exec_ms: float) -> Timings:
+        """How the time from arrival to dispatch divides: starts that it waited for, and queue."""
+        end = pending.dispatched or clock.monotonic()
+        phases = {"sandbox": 0.0, "libs": 0.0, "load": 0.0}
+        if pending.kind is not StartKind.WARM and pending.instance is not None:
+            for span in pending.instance.spans:
+                overlap = min(span.end, end) - max(span.begin, pending.arrived)
+                if overlap > 0:
+                    phases[span.phase] += overlap * 1000
+        queue = max(0.0, (end - pending.arrived) * 1000 - sum(phases.values()))
+        return Timings(queue=queue, exec=exec_ms, **phases)
+
+    def idle_holders(self) -> tuple[float | None, float]:
+        """Since when all of this is unused (None while in use), and what ending it would free."""
+        seen = self.pool.statistics()
+        evictable = self.pool.min_instances == 0 and (seen.idle or seen.sandbox == "ready")
+        return (self.pool.idle_since() if evictable else None), self.memory_mb
+
+
+def _fail_answer(pending: _Pending, error: FaasdError) -> None:
+    if pending.stream is not None:
+        pending.stream.end(error)
+    elif not pending.answer.done():
+        pending.answer.set_exception(error)
+        # The caller may have gone in the meantime; then nobody looks at the answer.
+        pending.answer.exception()
+
+
+def _meta(pending: _Pending, now: float) -> dict[str, Any]:
+    invocation = pending.invocation
+    meta: dict[str, Any] = {
+        "request_id": invocation.id,
+        "content_type": invocation.content_type,
+        "headers": invocation.headers,
+        "attempt": invocation.attempt,
+    }
+    if pending.deadline is not None:
+        meta["remaining_s"] = pending.deadline - now
+    if invocation.events:
+        meta["events"] = True
+    return meta
