@@ -14,6 +14,7 @@ import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from faasd import clock
 from faasd.errors import BadRequest, BodyTooLarge, DigestMismatch
 
 _CHUNK = 1 << 18
@@ -92,11 +93,12 @@ class BlobStore:
             while chunk := file.read(_CHUNK):
                 yield chunk
 
-    def keep_only(self, wanted: set[str]) -> int:
-        """Remove every blob not in `wanted`; how many there were."""
+    def keep_only(self, wanted: set[str], *, younger_than_s: float = 0.0) -> int:
+        """Remove every blob that is neither in `wanted` nor young; how many there were."""
         removed = 0
         for path in self._folder.glob("??/*"):
-            if path.name not in wanted:
+            age_s = clock.wall() - path.stat().st_mtime
+            if path.name not in wanted and age_s >= younger_than_s:
                 path.unlink(missing_ok=True)
                 removed += 1
         return removed

@@ -239,6 +239,8 @@ def _print_result(summary: Summary, report: Path) -> None:
     )
     if total.failed:
         say(f"failures: {table.failures_line(total)}")
+    if held_back := summary.settings["held_back"]:
+        say(f"{held_back:,} sends were late because --max-outstanding was reached")
     say(f"report: {report / 'report.html'}")
 
 

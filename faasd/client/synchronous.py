@@ -12,6 +12,7 @@ from faasd.client.asynchronous import AsyncClient
 
 P = ParamSpec("P")
 R = TypeVar("R")
+CANCEL_GRACE_S = 5.0
 
 
 def _blocking(
@@ -77,11 +78,14 @@ class Client:
 
     def run(self, work: Coroutine[Any, Any, R]) -> R:
         """Run `work` on the client's loop, and cancel it when the wait for it is interrupted."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        ended = threading.Event()
+        future = asyncio.run_coroutine_threadsafe(_announced(work, ended), self._loop)
         try:
             return future.result()
         except BaseException:
+            # What comes next, such as closing an iterator, must not meet it still running.
             future.cancel()
+            ended.wait(CANCEL_GRACE_S)
             raise
 
     def iterate(self, items: AsyncGenerator[R, None]) -> Iterator[R]:
@@ -111,6 +115,13 @@ class Client:
     keys = _blocking(AsyncClient.keys)
     delete_key = _blocking(AsyncClient.delete_key)
     status = _blocking(AsyncClient.status)
+
+
+async def _announced(work: Coroutine[Any, Any, R], ended: threading.Event) -> R:
+    try:
+        return await work
+    finally:
+        ended.set()
 
 
 async def _next(items: AsyncGenerator[R, None]) -> tuple[R, ...]:

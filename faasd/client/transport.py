@@ -117,6 +117,9 @@ class Transport:
                 remedy="See `faasd logs` for the function and the controller's log for itself.",
             ) from None
         except aiohttp.ClientError as error:
+            if isinstance(error.__cause__, FaasdError):
+                # An error of ours in the making of the request's body comes wrapped.
+                raise error.__cause__ from None
             raise Unavailable(f"The connection to {url} failed: {_reason(error)}.") from None
 
 

@@ -25,10 +25,10 @@ _TABS_TO_SPACES = bytes.maketrans(b"\t", b" ")
 
 
 def recognises(path: Path) -> bool:
-    """Whether the file begins with nothing but digits and blanks, perhaps inside an archive."""
+    """Whether the first line begins with nothing but digits and blanks, perhaps in an archive."""
     with readable(path), _open(path) as file:
-        head = file.read(512)
-    return bool(head.strip()) and all(letter in b"0123456789 \t\r\n" for letter in head)
+        head = file.read(512).partition(b"\n")[0]
+    return bool(head.strip()) and all(letter in b"0123456789 \t\r" for letter in head)
 
 
 def read(path: Path, cut_s: float) -> Trace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +97,19 @@ def test_uploads_an_empty_artifact(client: Client, server: ContractServer, folde
     client.deploy(folder)
 
     assert list(server.artifacts.values()) == [b""]
+
+
+def test_an_artifact_that_shrinks_while_it_is_sent_is_told_of(client: Client, folder: Path) -> None:
+    (folder / "function.toml").write_text('name = "sentiment"\n[artifacts]\nweights = "w.bin"\n')
+    weights = folder / "w.bin"
+    weights.write_bytes(bytes(3 * 1024 * 1024))
+
+    def shrink(step: Progress) -> None:
+        if step.stage == "upload":
+            os.truncate(weights, 0)
+
+    with pytest.raises(Unavailable, match="shrank"):
+        client.deploy(folder, on_progress=shrink)
 
 
 def test_a_deploy_that_fails_carries_the_traceback_of_the_users_code(

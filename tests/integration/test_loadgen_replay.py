@@ -100,7 +100,7 @@ def write_trace(folder: Path, invocations: list[tuple[str, int]]) -> Path:
     return path
 
 
-def test_every_request_is_accounted_for_whatever_the_platform_does(tmp_path):
+def test_every_request_is_accounted_for_whatever_the_platform_does(tmp_path: Path) -> None:
     trace = write_trace(tmp_path, [(name, at) for name in FUNCTIONS for at in range(0, 1000, 100)])
 
     async def main() -> tuple[Server, int | None, bytes, bytes]:
@@ -130,7 +130,7 @@ def test_every_request_is_accounted_for_whatever_the_platform_does(tmp_path):
     assert b"queue_full 10" in out
 
 
-def test_counts_are_replayed_faster_only_in_part_to_where_the_map_says(tmp_path):
+def test_counts_are_replayed_faster_only_in_part_to_where_the_map_says(tmp_path: Path) -> None:
     trace = tmp_path / "counts.csv"
     trace.write_text("HashFunction,1,2,3\nhot,30,20,500\nrare,5,1,500\nleast,1,1,500\n")
     options = ("--duration", "120", "--functions", "2", "--speed", "120", "--seed", "5")
@@ -153,7 +153,7 @@ def test_counts_are_replayed_faster_only_in_part_to_where_the_map_says(tmp_path)
     assert report["offered_rps"] >= 0.1
 
 
-def test_a_replay_without_any_success_fails_but_reports(tmp_path):
+def test_a_replay_without_any_success_fails_but_reports(tmp_path: Path) -> None:
     trace = write_trace(tmp_path, [("sheds", 0), ("breaks", 0)])
 
     async def main() -> int | None:
@@ -170,7 +170,7 @@ def test_a_replay_without_any_success_fails_but_reports(tmp_path):
     assert report["latency_ms"]["p50"] is None
 
 
-def test_an_interrupt_ends_the_sending_and_still_reports(tmp_path):
+def test_an_interrupt_ends_the_sending_and_still_reports(tmp_path: Path) -> None:
     trace = write_trace(tmp_path, [("hangs", 0), ("echo", 0), ("echo", 3_600_000)])
 
     async def main() -> int | None:

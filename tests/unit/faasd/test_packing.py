@@ -296,6 +296,11 @@ def test_names_what_cannot_be_read(folder: Path) -> None:
         pack(folder)
 
 
+def test_names_what_the_system_refuses(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="cannot be read: File name too long"):
+        pack(tmp_path / ("x" * 300))
+
+
 def test_the_archive_is_a_gzip_without_a_name(folder: Path) -> None:
     code = pack(folder).code
 

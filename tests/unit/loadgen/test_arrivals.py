@@ -35,7 +35,9 @@ def counted(
     seed=st.integers(),
     bins=st.dictionaries(st.integers(0, 9), st.integers(1, 40), min_size=1),
 )
-def test_every_law_keeps_the_count_of_each_minute(law, seed, bins):
+def test_every_law_keeps_the_count_of_each_minute(
+    law: Law, seed: int, bins: dict[int, int]
+) -> None:
     trace = counted({"a": bins, "b": {3: 5}})
 
     found = list(arrivals(trace, law=law, seed=seed))
@@ -46,7 +48,7 @@ def test_every_law_keeps_the_count_of_each_minute(law, seed, bins):
 
 
 @given(law=LAWS, count=st.integers(1, 200), stream=st.text(max_size=5))
-def test_positions_are_ascending_and_inside_the_bin(law, count, stream):
+def test_positions_are_ascending_and_inside_the_bin(law: Law, count: int, stream: str) -> None:
     found = list(positions(law, count, stream))
 
     assert len(found) == count
@@ -56,7 +58,7 @@ def test_positions_are_ascending_and_inside_the_bin(law, count, stream):
 
 
 @given(law=LAWS, seed=st.integers(0, 5))
-def test_the_same_seed_gives_the_same_arrivals(law, seed):
+def test_the_same_seed_gives_the_same_arrivals(law: Law, seed: int) -> None:
     trace = counted({"a": {0: 9, 4: 2}, "b": {0: 3}})
 
     assert list(arrivals(trace, law=law, seed=seed)) == list(arrivals(trace, law=law, seed=seed))
@@ -64,20 +66,20 @@ def test_the_same_seed_gives_the_same_arrivals(law, seed):
 
 
 @given(law=LAWS)
-def test_a_function_arrives_alike_whatever_the_others_do(law):
+def test_a_function_arrives_alike_whatever_the_others_do(law: Law) -> None:
     alone = arrivals(counted({"b": {0: 7, 2: 3}}), law=law)
     among = arrivals(counted({"a": {0: 50}, "b": {0: 7, 2: 3}}), law=law)
 
     assert [at for at, _ in alone] == [at for at, function in among if function == 1]
 
 
-def test_equidistant_arrivals_keep_one_distance_across_minutes():
+def test_equidistant_arrivals_keep_one_distance_across_minutes() -> None:
     times = [at for at, _ in arrivals(counted({"a": {0: 6, 1: 6}}), law=Law.EQUIDISTANT)]
 
     assert [later - earlier for earlier, later in pairwise(times)] == pytest.approx([10.0] * 11)
 
 
-def test_uniform_gaps_vary_less_than_exponential_ones():
+def test_uniform_gaps_vary_less_than_exponential_ones() -> None:
     def variation(law: Law) -> float:
         found = list(positions(law, 5000, "s"))
         gaps = [later - earlier for earlier, later in pairwise(found)]
@@ -87,20 +89,20 @@ def test_uniform_gaps_vary_less_than_exponential_ones():
     assert variation(Law.EXPONENTIAL) == pytest.approx(1, rel=0.1)
 
 
-def test_nothing_arrives_at_or_after_the_cut():
+def test_nothing_arrives_at_or_after_the_cut() -> None:
     found = list(arrivals(counted({"a": {0: 100, 1: 100}}, cut_s=75.0)))
 
     assert 100 < len(found) < 200
     assert found[-1][0] < 75
 
 
-def test_a_huge_count_is_not_expanded_to_get_at_the_first():
+def test_a_huge_count_is_not_expanded_to_get_at_the_first() -> None:
     trace = counted({"a": dict.fromkeys(range(100_000), 60)}, bin_s=1.0)
 
     assert len(list(islice(arrivals(trace), 10))) == 10
 
 
-def test_instants_of_the_trace_are_passed_through():
+def test_instants_of_the_trace_are_passed_through() -> None:
     events = Instants(array("d", [0.5, 2.0]), array("I", [1, 0]))
     functions = (TraceFunction("a", 1), TraceFunction("b", 1))
 

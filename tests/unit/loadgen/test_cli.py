@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from loadgen.cli import main
 
+Write = Callable[[str, str], Path]
+
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch, capsys) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["loadgen", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
@@ -25,7 +28,7 @@ def run(monkeypatch, capsys) -> Run:
     return call
 
 
-def test_synth_writes_what_inspect_reads(run, tmp_path):
+def test_synth_writes_what_inspect_reads(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "t.csv"
     options = ("--functions", 6, "--duration", 60, "--rate", 5, "--shape", "azure", "--seed", 1)
 
@@ -38,7 +41,7 @@ def test_synth_writes_what_inspect_reads(run, tmp_path):
     assert len(json.loads(printed)["functions"]) == 6
 
 
-def test_inspect_prints_a_table_and_keeps_to_the_window(run, write):
+def test_inspect_prints_a_table_and_keeps_to_the_window(run: Run, write: Write) -> None:
     trace = write("t.csv", "HashFunction,1,2\nhot,9,1\ncold,1,0\n")
 
     code, printed, _ = run("inspect", trace, "--duration", 60, "--functions", 1)
@@ -48,7 +51,7 @@ def test_inspect_prints_a_table_and_keeps_to_the_window(run, write):
     assert "hot" in printed
 
 
-def test_a_malformed_trace_fails_with_one_line(run, write):
+def test_a_malformed_trace_fails_with_one_line(run: Run, write: Write) -> None:
     trace = write("t.csv", "func_name,invoke_time_ms\na,later\n")
 
     code, printed, said = run("inspect", trace)
@@ -70,14 +73,16 @@ def test_a_malformed_trace_fails_with_one_line(run, write):
         ("inspect", "missing.csv", "--format", "parquet"),
     ],
 )
-def test_what_cannot_be_meant_is_a_usage_error(run, arguments):
+def test_what_cannot_be_meant_is_a_usage_error(run: Run, arguments: tuple[object, ...]) -> None:
     assert run(*arguments)[0] == 2
 
 
 @pytest.mark.parametrize(
     ("option", "value"), [("--url", "here"), ("--map", "x"), ("--duration", 0.5)]
 )
-def test_replay_refuses_bad_options_before_anything_is_sent(run, write, tmp_path, option, value):
+def test_replay_refuses_bad_options_before_anything_is_sent(
+    run: Run, write: Write, tmp_path: Path, option: str, value: object
+) -> None:
     trace = write("t.csv", "func_name,invoke_time_ms\na,900\n")
 
     code, _, said = run("replay", trace, "--report", tmp_path / "r", option, value)
@@ -86,7 +91,9 @@ def test_replay_refuses_bad_options_before_anything_is_sent(run, write, tmp_path
     assert said.startswith("loadgen: ")
 
 
-def test_an_unreachable_platform_fails_with_the_remedy(run, write, tmp_path, unused_port):
+def test_an_unreachable_platform_fails_with_the_remedy(
+    run: Run, write: Write, tmp_path: Path, unused_port: int
+) -> None:
     trace = write("t.csv", "func_name,invoke_time_ms\na,0\n")
 
     code, _, said = run(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from loadgen.inspection import inspect_trace
 from loadgen.traces.detect import read_trace
 
+Write = Callable[[str, str], Path]
 
-def test_instants_give_rates_shares_and_the_variation_of_gaps(write):
+
+def test_instants_give_rates_shares_and_the_variation_of_gaps(write: Write) -> None:
     rows = "".join(f"even,{at}\n" for at in range(0, 10_001, 1000))
     text = f"func_name,invoke_time_ms\n{rows}rare,2500\n"
 
@@ -24,7 +29,7 @@ def test_instants_give_rates_shares_and_the_variation_of_gaps(write):
     assert figures.functions[0].share == pytest.approx(11 / 12)
 
 
-def test_counts_give_the_variation_of_counts_silent_bins_included(write):
+def test_counts_give_the_variation_of_counts_silent_bins_included(write: Write) -> None:
     text = "HashFunction,1,2,3,4\nsteady,2,2,2,2\nbursty,8,0,0,0\n"
 
     figures = inspect_trace(read_trace(write("t.csv", text)))
@@ -37,7 +42,7 @@ def test_counts_give_the_variation_of_counts_silent_bins_included(write):
     }
 
 
-def test_sizes_of_requests_are_summarised(write):
+def test_sizes_of_requests_are_summarised(write: Write) -> None:
     rows = "".join(f"2023-11-16 18:17:{s:02d}.0000000,{s},1\n" for s in range(1, 11))
     text = f"TIMESTAMP,ContextTokens,GeneratedTokens\n{rows}"
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
 from loadgen.replay import GRACE_S, Replay
 from loadgen.results import Recorder, Reply, figures
+
+InVirtualTime = Callable[[Callable[[], Awaitable[Any]]], Any]
 
 
 class Platform:
@@ -25,7 +28,7 @@ class Platform:
         return Reply("", 200, "warm")
 
 
-def replay(platform: Platform, times: list[float], **options) -> Replay:
+def replay(platform: Platform, times: list[float], **options: Any) -> Replay:
     return Replay(
         arrivals=[(at, 0) for at in times],
         targets=[7],
@@ -39,7 +42,7 @@ def latencies_s(record: Recorder) -> list[float]:
     return [record.latency_ms(row) / 1000 for row in range(len(record))]
 
 
-def test_sends_when_due_whatever_became_of_those_before(in_virtual_time):
+def test_sends_when_due_whatever_became_of_those_before(in_virtual_time: InVirtualTime) -> None:
     platform = Platform(lambda _: 100.0)
 
     async def main() -> Recorder:
@@ -54,7 +57,7 @@ def test_sends_when_due_whatever_became_of_those_before(in_virtual_time):
     assert record.succeeded == 4
 
 
-def test_speed_divides_the_times_of_the_trace(in_virtual_time):
+def test_speed_divides_the_times_of_the_trace(in_virtual_time: InVirtualTime) -> None:
     platform = Platform(lambda _: 0.0)
 
     async def main() -> None:
@@ -65,7 +68,9 @@ def test_speed_divides_the_times_of_the_trace(in_virtual_time):
     assert [at for at, _ in platform.calls] == pytest.approx([0.25, 0.75, 2.5])
 
 
-def test_requests_due_during_a_stall_of_the_platform_have_waited_for_its_end(in_virtual_time):
+def test_requests_due_during_a_stall_of_the_platform_have_waited_for_its_end(
+    in_virtual_time: InVirtualTime,
+) -> None:
     platform = Platform(lambda now: 3.0 - now if 1.0 <= now < 3.0 else 0.0)
 
     async def main() -> Recorder:
@@ -78,7 +83,9 @@ def test_requests_due_during_a_stall_of_the_platform_have_waited_for_its_end(in_
     assert latencies_s(record) == pytest.approx([0, 2.0, 1.5, 1.0, 0.5, 0])
 
 
-def test_a_generator_that_is_held_back_still_counts_from_when_requests_were_due(in_virtual_time):
+def test_a_generator_that_is_held_back_still_counts_from_when_requests_were_due(
+    in_virtual_time: InVirtualTime,
+) -> None:
     platform = Platform(lambda now: 2.0 if now == 0 else 0.0)
 
     async def main() -> Replay:
@@ -94,7 +101,9 @@ def test_a_generator_that_is_held_back_still_counts_from_when_requests_were_due(
     assert engine.held_back == 3
 
 
-def test_stopping_sends_no_more_and_waits_for_those_that_are_nearly_done(in_virtual_time):
+def test_stopping_sends_no_more_and_waits_for_those_that_are_nearly_done(
+    in_virtual_time: InVirtualTime,
+) -> None:
     platform = Platform(lambda now: 1.0 if now == 0 else GRACE_S + 60)
 
     async def main() -> Replay:
@@ -110,7 +119,7 @@ def test_stopping_sends_no_more_and_waits_for_those_that_are_nearly_done(in_virt
     assert engine.outstanding == 0
 
 
-def test_stopping_twice_waits_for_nothing(in_virtual_time):
+def test_stopping_twice_waits_for_nothing(in_virtual_time: InVirtualTime) -> None:
     platform = Platform(lambda _: 1000.0)
 
     async def main() -> tuple[Replay, float]:
@@ -127,7 +136,7 @@ def test_stopping_twice_waits_for_nothing(in_virtual_time):
     assert ended_s < GRACE_S
 
 
-def test_stopping_releases_a_generator_that_is_held_back(in_virtual_time):
+def test_stopping_releases_a_generator_that_is_held_back(in_virtual_time: InVirtualTime) -> None:
     platform = Platform(lambda _: 1000.0)
 
     async def main() -> Replay:
@@ -142,7 +151,7 @@ def test_stopping_releases_a_generator_that_is_held_back(in_virtual_time):
     assert engine.record.code == ["interrupted"]
 
 
-def test_many_requests_due_at_once_are_all_sent(in_virtual_time):
+def test_many_requests_due_at_once_are_all_sent(in_virtual_time: InVirtualTime) -> None:
     platform = Platform(lambda _: 1.0)
 
     async def main() -> Recorder:

@@ -8,6 +8,7 @@ import math
 import re
 import signal
 from array import array
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -35,12 +36,12 @@ class Balanced(HTMLParser):
         self.open: list[str] = []
         self.seen: set[str] = set()
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.seen.add(tag)
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
 
@@ -61,7 +62,9 @@ def plan() -> Plan:
     )
 
 
-def outcome(replies: list[Reply | None], *, stopped_by: signal.Signals | None = None) -> Outcome:
+def outcome(
+    replies: Sequence[Reply | None], *, stopped_by: signal.Signals | None = None
+) -> Outcome:
     record = Recorder()
     for number, reply in enumerate(replies):
         place = number % 2
@@ -96,7 +99,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS.keys())
-def test_the_page_is_whole_and_needs_nothing_from_elsewhere(run):
+def test_the_page_is_whole_and_needs_nothing_from_elsewhere(run: Outcome) -> None:
     page = render(summarise(plan(), run), run)
     parser = Balanced()
     parser.feed(page)
@@ -109,7 +112,7 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(run):
     assert "$" not in re.sub(r"\$\{button", "", page)
 
 
-def test_the_page_escapes_names_and_keeps_the_key_to_itself():
+def test_the_page_escapes_names_and_keeps_the_key_to_itself() -> None:
     run = RUNS["many"]
     page = render(summarise(plan(), run), run)
 
@@ -118,7 +121,7 @@ def test_the_page_escapes_names_and_keeps_the_key_to_itself():
     assert "secret" not in page
 
 
-def test_the_folder_holds_figures_rows_and_page(tmp_path):
+def test_the_folder_holds_figures_rows_and_page(tmp_path: Path) -> None:
     run = RUNS["many"]
     folder.prepare(tmp_path / "new" / "report")
     folder.write(tmp_path / "new" / "report", summarise(plan(), run), run)
@@ -141,7 +144,7 @@ def test_the_folder_holds_figures_rows_and_page(tmp_path):
     assert "secret" not in (tmp_path / "new/report/report.json").read_text()
 
 
-def test_the_offered_rate_is_over_the_trace_unless_it_was_stopped():
+def test_the_offered_rate_is_over_the_trace_unless_it_was_stopped() -> None:
     replies: list[Reply | None] = [Reply("", 200, "warm", NO_PHASES)] * 10
 
     assert summarise(plan(), outcome(replies)).offered_rps == pytest.approx(2.0)
@@ -150,7 +153,7 @@ def test_the_offered_rate_is_over_the_trace_unless_it_was_stopped():
 
 
 @pytest.mark.parametrize("high", [0.0, 0.3, 1, 7, 10, 99, 12345.6])
-def test_linear_ticks_are_few_and_reach_the_top(high):
+def test_linear_ticks_are_few_and_reach_the_top(high: float) -> None:
     ticks = linear_ticks(high)
 
     assert ticks[0] == 0
@@ -160,7 +163,7 @@ def test_linear_ticks_are_few_and_reach_the_top(high):
 
 
 @pytest.mark.parametrize(("low", "high"), [(1, 1), (0.9, 1.1), (3, 4), (0.02, 50_000), (9, 11)])
-def test_log_ticks_enclose_the_values(low, high):
+def test_log_ticks_enclose_the_values(low: float, high: float) -> None:
     ticks = log_ticks(low, high)
 
     assert len(ticks) >= 2
@@ -170,6 +173,6 @@ def test_log_ticks_enclose_the_values(low, high):
 
 
 @pytest.mark.parametrize("span_s", [0.05, 1, 59, 3600, 86_400, 30 * 86_400])
-def test_bins_and_time_ticks_are_few_whatever_the_span(span_s):
+def test_bins_and_time_ticks_are_few_whatever_the_span(span_s: float) -> None:
     assert math.ceil(span_s / bin_width_s(span_s)) <= 100
     assert 1 <= len(time_ticks(span_s)) <= 11

@@ -1,0 +1,145 @@
+"""The HTTP API as an aiohttp application: routes, the one middleware, and how errors are told."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from controller.asynchronous import AsyncInvocations
+from controller.auth import Caller, Keys
+from controller.gateway import Gateway
+from controller.registry import Registry
+from controller.workers import Workers
+from faasd.blobs import BlobStore
+from faasd.errors import BadRequest, BodyTooLarge, FaasdError, InternalError, NotFound
+from faasd.telemetry import Metrics, get_logger
+
+log = get_logger("controller.http")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+LONGEST_REQUEST_ID = 128
+_PROBLEM = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the handlers work with."""
+
+    registry: Registry
+    workers: Workers
+    gateway: Gateway
+    asynchronous: AsyncInvocations
+    keys: Keys
+    blobs: BlobStore
+    metrics: Metrics
+    artifact_max_mb: float
+    code_max_mb: float
+
+
+PARTS: web.AppKey[Parts] = web.AppKey("parts", Parts)
+CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
+REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One call of the API; `role` is the least role it needs, None for anybody."""
+
+    method: str
+    path: str
+    handler: Handler
+    role: str | None
+
+
+def build_app(parts: Parts, routes: list[Route]) -> web.Application:
+    """The application; every path answers in problem+json when it fails."""
+    app = web.Application(middlewares=[_answer_errors], client_max_size=0)
+    app[PARTS] = parts
+    for route in routes:
+        app.router.add_route(route.method, route.path, _guarded(route))
+    return app
+
+
+def _guarded(route: Route) -> Handler:
+    async def guarded(request: web.Request) -> web.StreamResponse:
+        if route.role is not None:
+            caller = await request.app[PARTS].keys.caller(
+                request.headers.get("Authorization"), request.headers.get("Faasd-Namespace")
+            )
+            caller.require(route.role)
+            request[CALLER] = caller
+        return await route.handler(request)
+
+    return guarded
+
+
+@web.middleware
+async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """The boundary of a request: whatever fails becomes a problem with the request's id."""
+    request[REQUEST_ID] = _request_id(request)
+    try:
+        response = await handler(request)
+    except FaasdError as error:
+        return problem(request, error)
+    except web.HTTPRequestEntityTooLarge:
+        return problem(request, BodyTooLarge("The request is larger than this call accepts."))
+    except web.HTTPNotFound:
+        found = NotFound(
+            f"There is nothing at {request.path[:200]}.", remedy="The API is at /openapi.json."
+        )
+        return problem(request, found)
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        response = problem(
+            request,
+            BadRequest(f"{request.method[:20]} is not accepted here.", remedy=f"Use {allowed}."),
+            status=405,
+        )
+        response.headers["Allow"] = allowed
+        return response
+    except web.HTTPException as error:
+        return problem(request, BadRequest(error.reason), status=error.status)
+    except ConnectionResetError:
+        raise
+    except Exception:
+        log.exception("request.failed", path=request.path, request_id=request[REQUEST_ID])
+        return problem(request, InternalError("The request could not be completed."))
+    if not response.prepared:
+        response.headers.setdefault("faasd-request-id", request[REQUEST_ID])
+    return response
+
+
+def _request_id(request: web.Request) -> str:
+    given = request.headers.get("Faasd-Request-Id", "")
+    if given and len(given) <= LONGEST_REQUEST_ID and given.isascii() and given.isprintable():
+        return given
+    return uuid.uuid4().hex
+
+
+def problem(request: web.Request, error: FaasdError, *, status: int | None = None) -> web.Response:
+    """The response that tells an error (RFC 9457)."""
+    told = {**error.to_problem(), "request_id": request[REQUEST_ID]}
+    if status is not None:
+        told["status"] = status
+    headers = {"faasd-request-id": request[REQUEST_ID]}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+    elif error.status in (429, 503):
+        headers["Retry-After"] = "1"
+    timings = told.pop("timings", None)
+    if timings is not None:
+        names = ("queue", "sandbox", "libs", "load", "exec")
+        headers["Server-Timing"] = ", ".join(
+            f"{name};dur={value:.3f}" for name, value in zip(names, timings, strict=True)
+        )
+    if "start" in told:
+        headers["faasd-start"] = told.pop("start")
+    if "worker" in told:
+        headers["faasd-worker"] = told.pop("worker")
+    return web.json_response(
+        told, status=told["status"], headers=headers, content_type=_PROBLEM
+    )

@@ -1,0 +1,56 @@
+"""Reading request bodies within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from aiohttp import web
+
+from faasd.errors import BadRequest, BodyTooLarge
+
+_CHUNK = 1 << 18
+_SMALL = 1 << 20
+
+
+async def read_body(request: web.Request, limit: int) -> bytes:
+    """The whole body. Raises BodyTooLarge as soon as it is known to be."""
+    if not request.body_exists:
+        return b""
+    if (request.content_length or 0) > limit:
+        raise _too_large(limit)
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            raise _too_large(limit)
+    return bytes(body)
+
+
+async def read_json(request: web.Request) -> dict[str, Any]:
+    """A small JSON object; an empty body is an empty object. Raises BadRequest."""
+    body = await read_body(request, _SMALL)
+    if not body.strip():
+        return {}
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"The body is not JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise BadRequest(f"The body must be a JSON object, not a {type(value).__name__}.")
+    return value
+
+
+async def chunks(content: asyncio.StreamReader | Any) -> AsyncIterator[bytes]:
+    """The content of an upload, piece by piece."""
+    while True:
+        chunk = await content.read(_CHUNK)
+        if not chunk:
+            return
+        yield chunk
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is larger than the {limit} bytes accepted here.")

@@ -1,0 +1,263 @@
+"""POST /invoke/{endpoint}, and the asynchronous invocations under /v1/invocations."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+from typing import Any
+
+from aiohttp import web
+
+from controller.http.app import CALLER, PARTS, REQUEST_ID
+from controller.http.bodies import read_body
+from controller.store.port import StoredInvocation
+from faasd import clock
+from faasd.errors import BadRequest, Conflict, DeadlineExceeded, FaasdError
+from faasd.invocation import PHASES, Invocation, Reply
+from faasd.spec import check_name
+
+_EVENTS = "text/event-stream"
+_LONGEST_KEY = 255
+_NOT_PASSED_ON = {
+    "authorization", "connection", "content-length", "content-type", "cookie", "faasd-deadline-ms",
+    "faasd-namespace", "faasd-request-id", "host", "idempotency-key", "keep-alive", "te",
+    "trailer", "transfer-encoding", "upgrade",
+}  # fmt: skip
+_OURS = {"content-length", "content-type", "transfer-encoding", "connection", "server-timing"}
+
+
+async def invoke(request: web.Request) -> web.StreamResponse:
+    arrived = clock.monotonic()
+    parts = request.app[PARTS]
+    name = check_name(request.match_info["endpoint"])
+    function = f"{request[CALLER].namespace}/{name}"
+    mode = request.query.get("mode", "sync")
+    if mode not in ("sync", "async"):
+        raise BadRequest(f"mode = {mode[:40]!r}: accepted are sync and async.")
+    parts.gateway.check_size(function, request.content_length or 0)
+    remaining = _deadline(request)
+    limit = parts.registry.get(function).active.spec.max_body_bytes
+    body = await read_body(request, limit)
+    if remaining is not None:
+        remaining -= clock.monotonic() - arrived
+    invocation = Invocation(
+        id=request[REQUEST_ID],
+        function=function,
+        revision="",
+        body=body,
+        content_type=request.headers.get("Content-Type", ""),
+        headers={
+            key.lower(): value
+            for key, value in request.headers.items()
+            if key.lower() not in _NOT_PASSED_ON
+        },
+        remaining_s=remaining,
+        events=_EVENTS in request.headers.get("Accept", ""),
+    )
+    if mode == "async":
+        return await _submit(request, invocation)
+    key = _idempotency_key(request)
+    if key is None:
+        return await _respond(request, await parts.gateway.invoke(invocation))
+    reply, replayed = await parts.gateway.invoke_once(invocation, key)
+    return await _respond(request, reply, replayed=replayed)
+
+
+async def _submit(request: web.Request, invocation: Invocation) -> web.Response:
+    """Accept for later. Under an idempotency key the id follows from it: a repeat finds the first."""
+    parts = request.app[PARTS]
+    key = _idempotency_key(request)
+    replayed = False
+    if key is None:
+        stored = await parts.asynchronous.submit(invocation)
+    else:
+        stored, replayed = await parts.asynchronous.submit_once(invocation, key)
+    url = f"/v1/invocations/{stored.id}"
+    headers = {"Location": url}
+    if replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return web.json_response(
+        {"id": stored.id, "status": stored.status, "url": url}, status=202, headers=headers
+    )
+
+
+def _deadline(request: web.Request) -> float | None:
+    """Seconds the caller still waits, or None. Raises BadRequest or DeadlineExceeded."""
+    text = request.headers.get("Faasd-Deadline-Ms")
+    if text is None:
+        return None
+    try:
+        milliseconds = float(text)
+    except ValueError:
+        milliseconds = float("nan")
+    if not -1e12 < milliseconds < 1e12:
+        raise BadRequest(
+            f"Faasd-Deadline-Ms = {text[:40]!r} is not a number of milliseconds.",
+            remedy="Send how long you wait, e.g. `Faasd-Deadline-Ms: 500`.",
+        )
+    if milliseconds <= 0:
+        raise DeadlineExceeded("The deadline had passed when the request arrived.")
+    return milliseconds / 1000
+
+
+def _idempotency_key(request: web.Request) -> str | None:
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not 0 < len(key) <= _LONGEST_KEY:
+        raise BadRequest(f"Idempotency-Key: use 1 to {_LONGEST_KEY} characters.")
+    return key
+
+
+async def _respond(
+    request: web.Request, reply: Reply, *, replayed: bool = False
+) -> web.StreamResponse:
+    headers = {
+        **{key: value for key, value in reply.headers.items() if key.lower() not in _OURS},
+        "Content-Type": reply.content_type,
+        "faasd-request-id": request[REQUEST_ID],
+        "faasd-start": str(reply.start),
+        "Server-Timing": reply.timings.server_timing(),
+    }
+    if reply.worker:
+        headers["faasd-worker"] = reply.worker
+    if replayed:
+        headers["Idempotency-Replayed"] = "true"
+    if reply.chunks is None:
+        return web.Response(status=reply.status, headers=headers, body=reply.body)
+    return await _stream(request, reply, headers)
+
+
+async def _stream(
+    request: web.Request, reply: Reply, headers: dict[str, str]
+) -> web.StreamResponse:
+    response = web.StreamResponse(status=reply.status, headers=headers)
+    chunks = reply.chunks
+    assert chunks is not None
+    try:
+        response.enable_chunked_encoding()
+        if reply.content_type == _EVENTS:
+            response.headers["Cache-Control"] = "no-cache"
+        await response.prepare(request)
+        async for chunk in chunks:
+            await response.write(chunk)
+        await response.write_eof()
+    except FaasdError as error:
+        await _break_off(request, response, error)
+    finally:
+        # Ends the invocation where the client went away in mid-stream.
+        aclose = getattr(chunks, "aclose", None)
+        if aclose is not None:
+            await aclose()
+    return response
+
+
+async def _break_off(
+    request: web.Request, response: web.StreamResponse, error: FaasdError
+) -> None:
+    """An error after the status went out: told as an event, or by an unfinished body."""
+    if response.content_type == _EVENTS:
+        told = {**error.to_problem(), "request_id": request[REQUEST_ID]}
+        for ours in ("timings", "start", "worker"):
+            told.pop(ours, None)
+        with contextlib.suppress(ConnectionError):
+            await response.write(f"event: error\ndata: {json.dumps(told)}\n\n".encode())
+            await response.write_eof()
+        return
+    if request.transport is not None:
+        request.transport.close()
+
+
+async def list_invocations(request: web.Request) -> web.Response:
+    status = request.query.get("status")
+    if status not in (None, "queued", "running", "succeeded", "dead"):
+        raise BadRequest("status: accepted are queued, running, succeeded and dead.")
+    function = request.query.get("function")
+    found = await request.app[PARTS].asynchronous.list(
+        request[CALLER].namespace,
+        status=status,
+        function=check_name(function) if function is not None else None,
+        limit=query_int(request, "limit", default=100, least=1, most=1000),
+    )
+    return web.json_response({"invocations": [_shown(one) for one in found]})
+
+
+async def show_invocation(request: web.Request) -> web.Response:
+    stored = await _find(request)
+    return web.json_response({**_shown(stored), "result": _result(stored)})
+
+
+async def show_result(request: web.Request) -> web.Response:
+    stored = await _find(request)
+    if stored.result is None:
+        raise Conflict(
+            f"The invocation is {stored.status}; it has no result.",
+            remedy="Ask again when its status is succeeded.",
+        )
+    result = stored.result
+    return web.Response(
+        status=result.status,
+        body=result.body,
+        headers={"Content-Type": result.content_type, "X-Content-Type-Options": "nosniff"},
+    )
+
+
+async def redrive(request: web.Request) -> web.Response:
+    stored = await request.app[PARTS].asynchronous.redrive(
+        request.match_info["id"], request[CALLER].namespace
+    )
+    return web.json_response(_shown(stored), status=202)
+
+
+async def _find(request: web.Request) -> StoredInvocation:
+    return await request.app[PARTS].asynchronous.get(
+        request.match_info["id"], request[CALLER].namespace
+    )
+
+
+def query_int(request: web.Request, name: str, *, default: int, least: int, most: int) -> int:
+    """A whole number of the query. Raises BadRequest."""
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or not least <= int(text[:12]) <= most:
+        raise BadRequest(f"{name} = {text[:40]!r}: a whole number from {least} to {most}.")
+    return int(text)
+
+
+def _shown(stored: StoredInvocation) -> dict[str, Any]:
+    namespace, _, name = stored.function.partition("/")
+    return {
+        "id": stored.id,
+        "function": name,
+        "namespace": namespace,
+        "revision": stored.revision,
+        "status": stored.status,
+        "created_at": clock.iso(stored.created_at),
+        "finished_at": clock.iso(stored.finished_at) if stored.finished_at else None,
+        "next_attempt_at": clock.iso(stored.next_attempt_at) if stored.next_attempt_at else None,
+        "attempts": [
+            {
+                "number": attempt.number,
+                "started_at": clock.iso(attempt.started_at),
+                "ended_at": clock.iso(attempt.ended_at) if attempt.ended_at else None,
+                "worker": attempt.worker,
+                "error": attempt.error,
+            }
+            for attempt in stored.attempts
+        ],
+        "timings": dict(zip(PHASES, stored.timings, strict=True)) if stored.timings else None,
+        "start": stored.start,
+    }
+
+
+def _result(stored: StoredInvocation) -> dict[str, Any] | None:
+    result = stored.result
+    if result is None:
+        return None
+    shown: dict[str, Any] = {"status": result.status, "content_type": result.content_type}
+    if result.content_type.startswith("application/json"):
+        with contextlib.suppress(ValueError):
+            return {**shown, "json": json.loads(result.body)}
+    if result.content_type.startswith("text/"):
+        return {**shown, "text": result.body.decode("utf-8", "replace")}
+    return {**shown, "base64": base64.b64encode(result.body).decode()}
