@@ -115,6 +115,10 @@ class AsyncInvocations:
             namespace=namespace, status=status, function=function, limit=limit
         )
 
+    async def backlog(self) -> dict[str, int]:
+        """How many there are, by status."""
+        return await self._store.backlog()
+
     async def get(self, identity: str, namespace: str) -> StoredInvocation:
         """Raises NotFound."""
         stored = await self._store.invocation(identity)

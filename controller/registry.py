@@ -201,9 +201,7 @@ class Registry:
             wanted.add(stored.revision.code_sha256)
             wanted.update(ref.sha256 for ref in stored.revision.artifacts.values())
         # A young blob may belong to a deploy whose other parts are still on their way.
-        await asyncio.to_thread(
-            self._blobs.keep_only, wanted, younger_than_s=_UPLOAD_PATIENCE_S
-        )
+        await asyncio.to_thread(self._blobs.keep_only, wanted, younger_than_s=_UPLOAD_PATIENCE_S)
 
 
 def _in(namespace: str, name: str) -> bool:

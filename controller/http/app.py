@@ -140,6 +140,4 @@ def problem(request: web.Request, error: FaasdError, *, status: int | None = Non
         headers["faasd-start"] = told.pop("start")
     if "worker" in told:
         headers["faasd-worker"] = told.pop("worker")
-    return web.json_response(
-        told, status=told["status"], headers=headers, content_type=_PROBLEM
-    )
+    return web.json_response(told, status=told["status"], headers=headers, content_type=_PROBLEM)

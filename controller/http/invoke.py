@@ -151,9 +151,7 @@ async def _stream(
     return response
 
 
-async def _break_off(
-    request: web.Request, response: web.StreamResponse, error: FaasdError
-) -> None:
+async def _break_off(request: web.Request, response: web.StreamResponse, error: FaasdError) -> None:
     """An error after the status went out: told as an event, or by an unfinished body."""
     if response.content_type == _EVENTS:
         told = {**error.to_problem(), "request_id": request[REQUEST_ID]}

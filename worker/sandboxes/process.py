@@ -111,7 +111,7 @@ class ProcessSandboxes:
                 name=name,
                 state=self._zygotes[name].state if name in self._zygotes else "absent",
                 memory_mb=self._memory_mb.get(name, 0.0),
-                libraries=list(image.preload),
+                libraries=list(image.packages),
             )
             for name, image in self._images.items()
         ]

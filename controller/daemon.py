@@ -1,0 +1,114 @@
+"""The controller daemon: puts its parts together, serves, and ends in order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aiohttp import web
+
+from controller.asynchronous import AsyncInvocations
+from controller.auth import Keys
+from controller.gateway import Gateway
+from controller.http.app import Parts, build_app
+from controller.http.routes import ROUTES
+from controller.registry import Registry
+from controller.store.sqlite import SqliteStore
+from controller.workers import Workers
+from faasd.blobs import BlobStore
+from faasd.errors import BadRequest
+from faasd.policies.routing import LeastOutstanding
+from faasd.settings import ControllerSettings, is_loopback
+from faasd.telemetry import Metrics, get_logger
+
+log = get_logger("controller.daemon")
+
+_BACKLOG = 1024
+
+
+class Controller:
+    """Owned by the event loop: `start`, then serve until `aclose`."""
+
+    def __init__(self, settings: ControllerSettings) -> None:
+        self._settings = settings
+        self.metrics = Metrics()
+        self.store = SqliteStore(settings.data / "faasd.db")
+        self.blobs = BlobStore(settings.data / "artifacts")
+        self.workers = Workers(LeastOutstanding())
+        self.registry = Registry(
+            self.store,
+            self.blobs,
+            self.workers,
+            code_max_mb=settings.code_max_mb,
+            deploy_timeout_s=settings.deploy_timeout_s,
+        )
+        self.gateway = Gateway(self.registry, self.workers, self.store, self.metrics)
+        self.asynchronous = AsyncInvocations(
+            self.store,
+            self.registry,
+            self.gateway,
+            concurrency=settings.async_concurrency,
+            retention_s=settings.result_retention_s,
+            key_retention_s=settings.idempotency_retention_s,
+        )
+        self.keys = Keys(self.store, open_to_all=is_loopback(settings.host))
+        self._runner: web.AppRunner | None = None
+        self.port = settings.port
+
+    @property
+    def url(self) -> str:
+        host = self._settings.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    async def open(self) -> None:
+        """Take up what is stored. Raises BadRequest when it must not listen where it is told to."""
+        await self.store.open()
+        self.blobs.open()
+        await self.keys.open()
+        await self.registry.open()
+
+    async def serve(self) -> None:
+        """Listen; workers have joined, or will. Raises BadRequest when the address is taken."""
+        await self.asynchronous.start()
+        app = build_app(
+            Parts(
+                registry=self.registry,
+                workers=self.workers,
+                gateway=self.gateway,
+                asynchronous=self.asynchronous,
+                keys=self.keys,
+                blobs=self.blobs,
+                metrics=self.metrics,
+                artifact_max_mb=self._settings.artifact_max_mb,
+                code_max_mb=self._settings.code_max_mb,
+            ),
+            ROUTES,
+        )
+        self._runner = web.AppRunner(
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=self._settings.shutdown_grace_s,
+        )
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._settings.host, self._settings.port, backlog=_BACKLOG)
+        try:
+            await site.start()
+        except OSError as error:
+            raise BadRequest(
+                f"Cannot listen on {self._settings.host}:{self._settings.port}: {error.strerror}.",
+                remedy="End what listens there, or choose another --port.",
+            ) from None
+        self.port = self._runner.addresses[0][1]
+        log.info("controller.listening", url=self.url)
+
+    async def aclose(self) -> None:
+        """Stop accepting, let running requests end for a while, then stop."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+        await self.asynchronous.aclose()
+        await self.store.aclose()
+        log.info("controller.stopped")
+
+    def artifact(self, sha256: str) -> Path | None:
+        """Where a blob lies, for a worker on this machine."""
+        return self.blobs.path(sha256) if self.blobs.has(sha256) else None

@@ -1,0 +1,265 @@
+"""/v1/functions and /v1/artifacts: deploy, list, remove, roll back, logs, uploads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from aiohttp import BodyPartReader, web
+
+from controller.http.app import CALLER, PARTS, REQUEST_ID
+from controller.http.bodies import chunks, read_json
+from controller.http.invoke import query_int
+from controller.links import Progress
+from controller.registry import Function
+from faasd import clock
+from faasd.blobs import check_digest
+from faasd.errors import BadRequest, BodyTooLarge, FaasdError, InternalError, NotFound
+from faasd.invocation import LogLine
+from faasd.spec import MAX_SPEC_BYTES, FunctionSpec, check_name, parse_spec
+from faasd.telemetry import get_logger
+
+log = get_logger("controller.http")
+
+_EVENTS = "text/event-stream"
+_SSE = {"Content-Type": _EVENTS, "Cache-Control": "no-cache"}
+
+
+def _full_name(request: web.Request) -> str:
+    return f"{request[CALLER].namespace}/{check_name(request.match_info['name'])}"
+
+
+async def deploy(request: web.Request) -> web.StreamResponse:
+    parts = request.app[PARTS]
+    name = _full_name(request)
+    spec, code, artifacts = await _read_form(request)
+    if spec.name != request.match_info["name"]:
+        raise BadRequest(
+            f"The spec's name is {spec.name!r}, the address says {request.match_info['name']!r}.",
+            remedy="Use the same name in both.",
+        )
+
+    async def work(progress: Progress) -> tuple[int, dict[str, Any]]:
+        deployment = await parts.registry.deploy(name, spec, code, artifacts, progress)
+        return (201 if deployment.created else 200), _shown(request, deployment.function)
+
+    return await _with_progress(request, work)
+
+
+async def rollback(request: web.Request) -> web.StreamResponse:
+    name = _full_name(request)
+    wanted = (await read_json(request)).get("revision")
+    if wanted is not None and not isinstance(wanted, str):
+        raise BadRequest("revision must be a string.")
+
+    async def work(progress: Progress) -> tuple[int, dict[str, Any]]:
+        function = await request.app[PARTS].registry.rollback(name, wanted, progress)
+        return 200, _shown(request, function)
+
+    return await _with_progress(request, work)
+
+
+async def _with_progress(
+    request: web.Request, work: Callable[[Progress], Awaitable[tuple[int, dict[str, Any]]]]
+) -> web.StreamResponse:
+    """Run it to its end, whether or not the caller stays; with events while it runs if asked."""
+    events: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+    task = asyncio.ensure_future(work(lambda stage, detail: events.put_nowait((stage, detail))))
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    if _EVENTS not in request.headers.get("Accept", ""):
+        status, body = await asyncio.shield(task)
+        return web.json_response(body, status=status)
+    response = web.StreamResponse(headers={**_SSE, "faasd-request-id": request[REQUEST_ID]})
+    await response.prepare(request)
+    while not (task.done() and events.empty()):
+        waiting = asyncio.ensure_future(events.get())
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            waiting.cancel()
+            continue
+        stage, detail = waiting.result()
+        await _send(response, "progress", {"stage": stage, "detail": detail})
+    await _send(response, *_outcome(request, task))
+    await response.write_eof()
+    return response
+
+
+def _outcome(
+    request: web.Request, task: asyncio.Future[tuple[int, dict[str, Any]]]
+) -> tuple[str, dict[str, Any]]:
+    """The last event: its name and its data."""
+    try:
+        return "result", task.result()[1]
+    except FaasdError as error:
+        told = error.to_problem()
+    except Exception:  # the boundary of a request whose status has gone out already
+        log.exception("request.failed", path=request.path, request_id=request[REQUEST_ID])
+        told = InternalError("The request could not be completed.").to_problem()
+    return "error", {**told, "request_id": request[REQUEST_ID]}
+
+
+async def _send(response: web.StreamResponse, event: str, data: Any) -> None:
+    await response.write(f"event: {event}\ndata: {json.dumps(data)}\n\n".encode())
+
+
+async def _read_form(request: web.Request) -> tuple[FunctionSpec, str, dict[str, str]]:
+    parts = request.app[PARTS]
+    spec: FunctionSpec | None = None
+    code: str | None = None
+    artifacts: dict[str, str] = {}
+    if not request.content_type.startswith("multipart/"):
+        raise BadRequest(
+            "A deploy is a multipart form with the parts spec and code.",
+            remedy="Use `faasd deploy DIR`.",
+        )
+    try:
+        async for part in await request.multipart():
+            if not isinstance(part, BodyPartReader):
+                raise BadRequest("Parts within parts are not accepted.")
+            if part.name == "spec":
+                content_type = part.headers.get("Content-Type", "application/toml")
+                spec = parse_spec(await _read_part(part, MAX_SPEC_BYTES), content_type)
+            elif part.name == "code":
+                code = await parts.blobs.put(
+                    _part_chunks(part), sha256=None, max_mb=parts.code_max_mb
+                )
+            elif part.name == "artifacts":
+                artifacts = _digests(await _read_part(part, MAX_SPEC_BYTES))
+            else:
+                raise BadRequest(
+                    f"Unknown part {str(part.name)[:40]!r}: accepted are spec, code, artifacts."
+                )
+    except (ValueError, AssertionError, LookupError) as error:
+        raise BadRequest(f"The multipart form is malformed: {error}.") from None
+    if spec is None or code is None:
+        raise BadRequest("The form needs both parts: spec and code.")
+    return spec, code, artifacts
+
+
+async def _part_chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
+    while chunk := await part.read_chunk(1 << 18):
+        yield chunk
+
+
+async def _read_part(part: BodyPartReader, limit: int) -> bytes:
+    body = bytearray()
+    async for chunk in _part_chunks(part):
+        body += chunk
+        if len(body) > limit:
+            raise BodyTooLarge(
+                f"The part {part.name} has more than {limit} bytes.",
+                remedy="Keep data out of function.toml: ship it as files or artifacts.",
+            )
+    return bytes(body)
+
+
+def _digests(text: bytes) -> dict[str, str]:
+    value = json.loads(text)
+    if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
+        raise BadRequest("artifacts must be a JSON object of names and SHA-256 digests.")
+    return {str(name): check_digest(digest) for name, digest in value.items()}
+
+
+async def list_functions(request: web.Request) -> web.Response:
+    found = request.app[PARTS].registry.list(request[CALLER].namespace)
+    return web.json_response({"functions": [_shown(request, function) for function in found]})
+
+
+async def show_function(request: web.Request) -> web.Response:
+    return web.json_response(_shown(request, request.app[PARTS].registry.get(_full_name(request))))
+
+
+async def remove(request: web.Request) -> web.Response:
+    await request.app[PARTS].registry.remove(_full_name(request))
+    return web.Response(status=204)
+
+
+def _shown(request: web.Request, function: Function) -> dict[str, Any]:
+    namespace, _, name = function.name.partition("/")
+    totals: dict[str, float] = defaultdict(float)
+    for member in request.app[PARTS].workers.members():
+        for seen in member.link.report().functions:
+            if seen.function == function.name:
+                for key in ("starting", "idle", "busy", "queued", "memory_mb"):
+                    totals[key] += getattr(seen, key)
+    return {
+        "name": name,
+        "namespace": namespace,
+        "revision": function.active.id,
+        "runtime": function.active.spec.runtime,
+        "created_at": clock.iso(function.created_at),
+        "url": f"/invoke/{name}",
+        "spec": function.active.spec.model_dump(mode="json"),
+        "revisions": [
+            {
+                "revision": stored.revision.id,
+                "created_at": clock.iso(stored.created_at),
+                "active": stored.revision.id == function.active.id,
+            }
+            for stored in function.history
+        ],
+        "instances": {key: int(totals[key]) for key in ("starting", "idle", "busy")},
+        "queued": int(totals["queued"]),
+        "memory_mb": round(totals["memory_mb"], 1),
+    }
+
+
+async def logs(request: web.Request) -> web.StreamResponse:
+    """The lines of all workers as server-sent events, merged as they come."""
+    name = _full_name(request)
+    parts = request.app[PARTS]
+    parts.registry.get(name)
+    tail = query_int(request, "tail", default=100, least=0, most=10_000)
+    follow = request.query.get("follow", "0") in ("1", "true", "yes")
+    response = web.StreamResponse(headers={**_SSE, "faasd-request-id": request[REQUEST_ID]})
+    await response.prepare(request)
+    lines: asyncio.Queue[LogLine | None] = asyncio.Queue(maxsize=1000)
+    sources = [
+        asyncio.ensure_future(_pump(member.link.logs(name, tail=tail, follow=follow), lines))
+        for member in parts.workers.members()
+        if member.status != "lost"
+    ]
+    open_sources = len(sources)
+    try:
+        while open_sources:
+            line = await lines.get()
+            if line is None:
+                open_sources -= 1
+            else:
+                await _send(response, "log", line.to_plain())
+        await response.write_eof()
+    finally:
+        for source in sources:
+            source.cancel()
+        await asyncio.gather(*sources, return_exceptions=True)
+    return response
+
+
+async def _pump(source: AsyncIterator[LogLine], lines: asyncio.Queue[LogLine | None]) -> None:
+    try:
+        with contextlib.suppress(FaasdError):
+            async for line in source:
+                await lines.put(line)
+    finally:
+        with contextlib.suppress(asyncio.QueueFull):
+            lines.put_nowait(None)
+
+
+async def head_artifact(request: web.Request) -> web.Response:
+    sha256 = check_digest(request.match_info["sha256"])
+    if not request.app[PARTS].blobs.has(sha256):
+        raise NotFound("The artifact has not been uploaded.", remedy="PUT it to this address.")
+    return web.Response()
+
+
+async def put_artifact(request: web.Request) -> web.Response:
+    parts = request.app[PARTS]
+    sha256 = check_digest(request.match_info["sha256"])
+    if parts.blobs.has(sha256):
+        return web.json_response({"sha256": sha256}, status=200)
+    await parts.blobs.put(chunks(request.content), sha256=sha256, max_mb=parts.artifact_max_mb)
+    return web.json_response({"sha256": sha256}, status=201)

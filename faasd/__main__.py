@@ -1,0 +1,7 @@
+"""`python -m faasd` is the `faasd` command."""
+
+import sys
+
+from faasd.cli.main import main
+
+sys.exit(main())
