@@ -8,6 +8,7 @@ from aiohttp import web
 
 from controller.asynchronous import AsyncInvocations
 from controller.auth import Keys
+from controller.cluster import ClusterServer
 from controller.gateway import Gateway
 from controller.http.app import Parts, build_app
 from controller.http.routes import ROUTES
@@ -51,6 +52,7 @@ class Controller:
             key_retention_s=settings.idempotency_retention_s,
         )
         self.keys = Keys(self.store, open_to_all=is_loopback(settings.host))
+        self.cluster = _cluster(settings, self.workers, self.blobs)
         self._runner: web.AppRunner | None = None
         self.port = settings.port
 
@@ -68,6 +70,8 @@ class Controller:
 
     async def serve(self) -> None:
         """Listen; workers have joined, or will. Raises BadRequest when the address is taken."""
+        if self.cluster is not None:
+            await self.cluster.start()
         await self.asynchronous.start()
         app = build_app(
             Parts(
@@ -106,9 +110,26 @@ class Controller:
         if self._runner is not None:
             await self._runner.cleanup()
         await self.asynchronous.aclose()
+        if self.cluster is not None:
+            await self.cluster.aclose()
         await self.store.aclose()
         log.info("controller.stopped")
 
     def artifact(self, sha256: str) -> Path | None:
         """Where a blob lies, for a worker on this machine."""
         return self.blobs.path(sha256) if self.blobs.has(sha256) else None
+
+
+def _cluster(
+    settings: ControllerSettings, workers: Workers, blobs: BlobStore
+) -> ClusterServer | None:
+    if settings.cluster_port is None or settings.cluster_secret is None:
+        return None
+    return ClusterServer(
+        workers,
+        blobs,
+        host=settings.cluster_host,
+        port=settings.cluster_port,
+        secret=settings.cluster_secret.get_secret_value(),
+        heartbeat_timeout_s=settings.heartbeat_timeout_s,
+    )

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import enum
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +47,6 @@ class Workers:
         self._revisions: dict[str, Revision] = {}
         self._homes: dict[str, str] = {}
         self._arrived = asyncio.Event()
-        self.on_change: Callable[[], None] = lambda: None
 
     def join(self, link: WorkerLink) -> Member:
         """A worker is there: it learns every revision, and may get invocations from now on."""
@@ -61,7 +60,6 @@ class Workers:
         self._settle_homes()
         self._arrived.set()
         log.info("worker.joined", worker=link.worker_id)
-        self.on_change()
         return member
 
     def leave(self, member: Member) -> None:
@@ -71,7 +69,6 @@ class Workers:
         member.status = WorkerStatus.LOST
         self._settle_homes()
         log.warning("worker.lost", worker=member.link.worker_id)
-        self.on_change()
 
     def drain(self, worker_id: str) -> None:
         """Send a worker nothing more. Raises NotFound."""
@@ -82,7 +79,6 @@ class Workers:
             )
         member.status = WorkerStatus.DRAINING
         self._settle_homes()
-        self.on_change()
 
     def activate(self, revision: Revision) -> None:
         """All workers may serve the revision from now on."""
@@ -99,8 +95,9 @@ class Workers:
         for member in self._live():
             member.link.retire(function, revision)
 
-    def knows(self, key: str) -> bool:
-        return key in self._revisions
+    def revision_keys(self) -> list[str]:
+        """function@revision of every revision that serves."""
+        return list(self._revisions)
 
     def choose(self, key: str) -> Member:
         """The worker for the next invocation of a revision. Raises Unavailable without any."""

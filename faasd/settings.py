@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from faasd.errors import BadRequest
@@ -67,7 +67,11 @@ class WorkerSettings(BaseSettings):
     id: str = Field("", description="name of the node; the host's name when empty")
     data: Path = Field(Path("faasd-data/worker"), description="folder of caches and sandboxes")
     controller: str = Field("127.0.0.1:8081", description="address where the controller listens")
-    cluster_secret: SecretStr | None = Field(None, description="as the controller's")
+    cluster_secret: SecretStr | None = Field(
+        None,
+        description="as the controller's",
+        validation_alias=AliasChoices("FAASD_WORKER_CLUSTER_SECRET", "FAASD_CLUSTER_SECRET"),
+    )
     runtime: str = Field("process", pattern="^(process|fake)$", description="kind of sandboxes")
     slots: int | None = Field(
         None, ge=1, description="instances this node is meant for; its cores when empty"

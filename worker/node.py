@@ -82,13 +82,17 @@ class Node:
             gpus=len(self._gpus),
         )
 
-    async def aclose(self) -> None:
-        """Wait a while for running invocations, then end every process."""
+    async def drain(self) -> None:
+        """Take nothing more on, and wait a while for what runs."""
         self._draining = True
         give_up = asyncio.get_running_loop().time() + self._settings.shutdown_grace_s
         # Pools have no common event, and this runs once in a life.
         while self._busy() and asyncio.get_running_loop().time() < give_up:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+
+    async def aclose(self) -> None:
+        """Drain, then end every process."""
+        await self.drain()
         for task in self._tasks:
             task.cancel()
         services = [*self._services.values(), *self._retiring]

@@ -14,7 +14,7 @@ from faasd.cli.running import run_daemon
 from faasd.invocation import Invocation, LogLine, Reply, Revision, WorkerReport
 from faasd.settings import ControllerSettings, WorkerSettings, build
 from worker.node import Node
-from worker.sandboxes.process import ProcessSandboxes
+from worker.sandboxes import make_sandboxes
 
 
 class LocalSource:
@@ -69,12 +69,7 @@ class Embedded:
 
     def __init__(self, controller: ControllerSettings, worker: WorkerSettings) -> None:
         self.controller = Controller(controller)
-        sandboxes = ProcessSandboxes(
-            worker.data / "sandboxes",
-            preload=worker.preload_runtimes,
-            output_kb=worker.log_request_kb,
-        )
-        self.node = Node(worker, sandboxes, LocalSource(self.controller))
+        self.node = Node(worker, make_sandboxes(worker), LocalSource(self.controller))
 
     async def start(self) -> None:
         await self.controller.open()

@@ -22,6 +22,7 @@ from typing import Any
 from faasd import clock
 from faasd.errors import DeployFailed, FaasdError, OutOfMemory, Unavailable
 from faasd.invocation import Revision, RuntimeReport, StartKind
+from faasd.settings import WorkerSettings
 from faasd.telemetry import get_logger
 from worker import processes
 from worker.control import ControlSocket, control_pair
@@ -142,6 +143,14 @@ class ProcessSandboxes:
 
     def _image(self, runtime: str) -> RuntimeImage:
         return self._images[runtime]
+
+
+def from_settings(settings: WorkerSettings) -> ProcessSandboxes:
+    return ProcessSandboxes(
+        settings.data / "sandboxes",
+        preload=settings.preload_runtimes,
+        output_kb=settings.log_request_kb,
+    )
 
 
 def _furnish(folder: Path, revision: Revision, placed: Placed, marker: str) -> None:

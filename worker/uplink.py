@@ -1,0 +1,185 @@
+"""The worker's connection to its controller: joins, serves its requests, reports, comes back.
+
+What runs for a controller that is gone is cancelled: nobody is left to take the reply, and the
+controller's successor queues again what must not be lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from faasd.errors import BadRequest, FaasdError, Unauthorized, WorkerLost
+from faasd.invocation import Invocation, LogLine, Revision
+from faasd.telemetry import get_logger
+from faasd.wire import Answer, Channel, greet_controller
+from worker.node import Node
+
+log = get_logger("worker.uplink")
+
+_FIRST_WAIT_S = 0.2
+_LONGEST_WAIT_S = 5.0
+_SILENCE_S = 15.0
+_GREETING_PATIENCE_S = 10.0
+
+
+class RemoteSource:
+    """The controller's artifacts, streamed over the connection."""
+
+    def __init__(self) -> None:
+        self.channel: Channel | None = None
+
+    def local(self, sha256: str) -> Path | None:
+        del sha256
+        return None
+
+    async def read(self, sha256: str) -> AsyncIterator[bytes]:
+        if self.channel is None:
+            raise WorkerLost("There is no connection to the controller.")
+        answer = await self.channel.call("artifact", sha256)
+        assert answer.items is not None
+        async for chunk in answer.items:
+            yield chunk
+
+
+class Uplink:
+    """Runs from `start` to `aclose`. Owned by the event loop."""
+
+    def __init__(
+        self, node: Node, source: RemoteSource, *, address: str, secret: str, heartbeat_s: float
+    ) -> None:
+        """`address` is HOST:PORT. Raises BadRequest for anything else."""
+        self._node = node
+        self._source = source
+        self._host, self._port = _parse(address)
+        self._secret = secret
+        self._heartbeat_s = heartbeat_s
+        self._task: asyncio.Task[None] | None = None
+        self._channel: Channel | None = None
+        self.refused: asyncio.Future[FaasdError] = asyncio.get_running_loop().create_future()
+
+    async def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._stay_connected())
+
+    async def aclose(self) -> None:
+        """Take no more invocations, finish those that run, leave."""
+        if self._channel is not None:
+            self._channel.notify("leave", None)
+            await self._node.drain()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _stay_connected(self) -> None:
+        wait_s = _FIRST_WAIT_S
+        while True:
+            try:
+                await self._connect_once()
+                wait_s = _FIRST_WAIT_S
+            except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+                log.warning("controller.unreachable", error=str(error) or type(error).__name__)
+            except Unauthorized as error:
+                log.error("controller.refused", detail=error.detail)  # noqa: TRY400
+                if not self.refused.done():
+                    self.refused.set_result(error)
+            # Spread out, so that all workers of a cluster do not come back at one moment.
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
+            wait_s = min(_LONGEST_WAIT_S, wait_s * 2)
+
+    async def _connect_once(self) -> None:
+        async with asyncio.timeout(_GREETING_PATIENCE_S):
+            reader, writer = await asyncio.open_connection(self._host, self._port, limit=1 << 20)
+            await greet_controller(reader, writer, self._secret)
+        channel = Channel(reader, writer, serve=self._serve, note=self._note)
+        served = asyncio.ensure_future(channel.run())
+        reporting = asyncio.ensure_future(self._report(channel))
+        try:
+            await channel.call("join", self._node.report().to_plain())
+            self._channel = self._source.channel = channel
+            log.info("controller.joined", host=self._host, port=self._port)
+            await served
+        except FaasdError as error:
+            log.warning("controller.join_failed", detail=error.detail, remedy=error.remedy)
+        finally:
+            self._channel = self._source.channel = None
+            reporting.cancel()
+            served.cancel()
+            await asyncio.gather(served, reporting, return_exceptions=True)
+            log.warning("controller.lost")
+
+    async def _report(self, channel: Channel) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            channel.notify("report", self._node.report().to_plain())
+            if loop.time() - channel.heard_at > _SILENCE_S:
+                channel.close()
+
+    async def _serve(self, method: str, payload: Any) -> Answer:
+        if method == "invoke":
+            return await self._invoke(payload)
+        if method == "prepare":
+            return Answer(None, self._prepare(Revision.from_plain(payload)))
+        if method == "logs":
+            function, tail, follow = payload
+            return Answer(None, self._logs(str(function), int(tail), follow=bool(follow)))
+        raise BadRequest(f"Unknown request {method[:40]!r}.")
+
+    async def _invoke(self, payload: Any) -> Answer:
+        reply = await self._node.invoke(Invocation(*payload))
+        head = [
+            reply.status,
+            reply.content_type,
+            reply.headers,
+            str(reply.start),
+            reply.timings.as_list(),
+            reply.body,
+        ]
+        return Answer(head, reply.chunks)
+
+    async def _prepare(self, revision: Revision) -> AsyncIterator[list[str]]:
+        """The stages of a deploy as items; its failure is the stream's."""
+        stages: asyncio.Queue[list[str] | None] = asyncio.Queue()
+        task = asyncio.ensure_future(
+            self._node.prepare(revision, lambda stage, detail: stages.put_nowait([stage, detail]))
+        )
+        task.add_done_callback(lambda _done: stages.put_nowait(None))
+        try:
+            while (stage := await stages.get()) is not None:
+                yield stage
+            await task
+        finally:
+            task.cancel()
+
+    async def _logs(
+        self, function: str, tail: int, *, follow: bool
+    ) -> AsyncIterator[dict[str, Any]]:
+        lines: AsyncIterator[LogLine]
+        if not follow:
+            for line in self._node.logs(function, tail=tail):
+                yield line.to_plain()
+            return
+        lines = self._node.follow_logs(function, tail=tail)
+        async for line in lines:
+            yield line.to_plain()
+
+    def _note(self, method: str, payload: Any) -> None:
+        if method == "register":
+            self._node.register(Revision.from_plain(payload))
+        elif method == "retire":
+            self._node.retire(str(payload[0]), str(payload[1]))
+        elif method == "keep_only":
+            self._node.keep_only({str(key) for key in payload})
+
+
+def _parse(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise BadRequest(
+            f"The controller's address {address!r} is not HOST:PORT.",
+            remedy="Use e.g. --controller 127.0.0.1:8081.",
+        )
+    return host.strip("[]"), int(port)
