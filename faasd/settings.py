@@ -7,12 +7,22 @@ variables are FAASD_ plus the field's name, e.g. FAASD_PORT.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from faasd.errors import BadRequest
+
+# A worker's sandboxes run elsewhere than where it was started.
+Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
 _LOOPBACK = ("127.", "localhost", "::1")
 
@@ -24,11 +34,13 @@ def is_loopback(host: str) -> bool:
 class ControllerSettings(BaseSettings):
     """The controller: HTTP, store, routing, asynchronous invocations."""
 
-    model_config = SettingsConfigDict(env_prefix="FAASD_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="FAASD_", extra="ignore", frozen=True, validate_default=True
+    )
 
     host: str = Field("127.0.0.1", description="address of the HTTP API")
     port: int = Field(8080, ge=0, le=65535, description="port of the HTTP API; 0 takes a free one")
-    data: Path = Field(Path("faasd-data"), description="folder of everything that must last")
+    data: Folder = Field(Path("faasd-data"), description="folder of everything that must last")
     cluster_host: str = Field("127.0.0.1", description="address where workers join")
     cluster_port: int | None = Field(
         None, ge=0, le=65535, description="port where workers join; none without"
@@ -62,10 +74,12 @@ class ControllerSettings(BaseSettings):
 class WorkerSettings(BaseSettings):
     """The worker: sandboxes, memory, artifacts."""
 
-    model_config = SettingsConfigDict(env_prefix="FAASD_WORKER_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="FAASD_WORKER_", extra="ignore", frozen=True, validate_default=True
+    )
 
     id: str = Field("", description="name of the node; the host's name when empty")
-    data: Path = Field(Path("faasd-data/worker"), description="folder of caches and sandboxes")
+    data: Folder = Field(Path("faasd-data/worker"), description="folder of caches and sandboxes")
     controller: str = Field("127.0.0.1:8081", description="address where the controller listens")
     cluster_secret: SecretStr | None = Field(
         None,

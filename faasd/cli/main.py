@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None, commands: Iterable[Command] = COMMAN
         sys.stdout.flush()
     except FaasdError as error:
         return failures.report(error, session)
+    except KeyboardInterrupt:
+        return failures.INTERRUPTED
     except BrokenPipeError:
         # The reader left, as `head` does; at exit Python would complain about the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -103,8 +105,6 @@ def _run(app: typer.Typer, argv: Sequence[str] | None, session: Session) -> int:
         app(args=argv, prog_name="faasd", obj=session)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
-    except KeyboardInterrupt:
-        return failures.INTERRUPTED
     return 0
 
 
