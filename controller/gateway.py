@@ -74,6 +74,9 @@ class Gateway:
                 if last_try or self._registry.get(invocation.function).active.id == revision.id:
                     raise
                 continue
+            except FaasdError as error:
+                error.extra.setdefault("revision", revision.id)
+                raise
             reply.headers = {**reply.headers, "faasd-revision": revision.id}
             return reply
         raise AssertionError

@@ -1,8 +1,8 @@
 """A real platform for tests: `faasd up` as a process of its own, and functions deployed from text.
 
-    with Platform(tmp_path) as platform:
-        platform.deploy("hello", "def handle(event, context): return 'hi'")
-        assert platform.post("/invoke/hello").body == b"hi"
+with Platform(tmp_path) as platform:
+    platform.deploy("hello", "def handle(event, context): return 'hi'")
+    assert platform.post("/invoke/hello").body == b"hi"
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -42,98 +43,101 @@ class Answer:
         return json.loads(self.body)
 
 
-class Platform:
-    """`faasd up` on a free port with its data below `folder`; ended, and checked to leave no
-    process behind, on exit."""
+class Daemon:
+    """One process of the platform: started, watched by its log, ended politely or killed."""
 
-    def __init__(self, folder: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
-        self.folder = folder
+    def __init__(self, arguments: list[str], folder: Path, env: dict[str, str]) -> None:
         self._arguments = arguments
-        self._env = env or {}
+        self._folder = folder
+        self._env = {**os.environ, "FAASD_WORKER_MEMORY_INTERVAL_S": "0.2", **env}
         self.process: subprocess.Popen[bytes] | None = None
-        self.url = ""
         self.log: list[dict[str, Any]] = []
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    @property
-    def data(self) -> Path:
-        return self.folder / "data"
-
-    @property
-    def marker(self) -> str:
-        """What the environment of every process of its sandboxes holds."""
-        return f"FAASD_NODE_DIR={(self.data / 'worker' / 'sandboxes').resolve()}"
-
-    def start(self) -> None:
+    def start(self, ready_event: str) -> dict[str, Any]:
+        """The log entry that says it is ready."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "faasd", "up", "--port", "0", "--data", str(self.data)]
-            + list(self._arguments),
+            [sys.executable, "-m", "faasd", *self._arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            cwd=self.folder,
-            env={**os.environ, "FAASD_WORKER_MEMORY_INTERVAL_S": "0.2", **self._env},
+            cwd=self._folder,
+            env=self._env,
         )
-        self.url = ""
-        listening = threading.Event()
-        threading.Thread(target=self._read_log, args=(listening,), daemon=True).start()
-        assert listening.wait(30), f"faasd up did not start: {self.log[-5:]}"
+        found: list[dict[str, Any]] = []
+        ready = threading.Event()
+        arguments = (self.process, ready_event, found, ready)
+        threading.Thread(target=self._read_log, args=arguments, daemon=True).start()
+        assert ready.wait(30), f"did not start: {self.log[-5:]}"
+        assert found, f"did not start: {self.log[-5:]}"
+        return found[0]
 
-    def _read_log(self, listening: threading.Event) -> None:
-        assert self.process is not None
-        assert self.process.stderr is not None
-        for raw in self.process.stderr:
+    def _read_log(
+        self,
+        process: subprocess.Popen[bytes],
+        ready_event: str,
+        found: list[dict[str, Any]],
+        ready: threading.Event,
+    ) -> None:
+        assert process.stderr is not None
+        with process.stderr as lines:
+            for raw in lines:
+                try:
+                    entry = json.loads(raw)
+                except ValueError:
+                    entry = {"event": raw.decode(errors="replace")}
+                self.log.append(entry)
+                if entry.get("event") == ready_event:
+                    found.append(entry)
+                    ready.set()
+        ready.set()
+
+    def terminate(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
             try:
-                entry = json.loads(raw)
-            except ValueError:
-                entry = {"event": raw.decode(errors="replace")}
-            self.log.append(entry)
-            if entry.get("event") == "controller.listening":
-                self.url = entry["url"]
-                listening.set()
-        listening.set()
-
-    def stop(self) -> None:
-        """End it politely; nothing of it may be left."""
-        if self.process is None:
-            return
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(30)
-        finally:
-            self.kill()
-        assert eventually(lambda: not self.pids()), f"left behind: {self.pids()}"
+                self.process.wait(30)
+            finally:
+                self.kill()
 
     def kill(self) -> None:
         """kill -9, as a crash would."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
-            if self.process.stderr is not None:
-                self.process.stderr.close()
             self.process = None
 
-    def pids(self) -> list[int]:
-        """Every process of its sandboxes."""
-        wanted = self.marker.encode()
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with contextlib.suppress(OSError):
-                    if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                        found.append(int(entry.name))
-        return found
+
+def marked_processes(sandboxes: Path) -> list[int]:
+    """Every process of the sandboxes below this folder, by what its environment holds."""
+    wanted = f"FAASD_NODE_DIR={sandboxes.resolve()}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+    return found
+
+
+def command_name(pid: int) -> str:
+    """What the process calls itself, or nothing when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def parent_of(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+class Api:
+    """What tests ask of a platform over HTTP."""
+
+    url: str
 
     def request(
         self,
@@ -167,11 +171,11 @@ class Platform:
         given = {"Content-Type": "application/json", **(headers or {})}
         return self.request("POST", path, json.dumps(value), given)
 
-    def deploy(
-        self, name: str, code: str | dict[str, str | bytes] | bytes, **spec: Any
-    ) -> Answer:
+    def deploy(self, name: str, code: str | dict[str, str | bytes] | bytes, **spec: Any) -> Answer:
         """`code` is handler.py's text, files by name, or a finished archive; `spec` its keys."""
-        files = {"handler.py": code} if isinstance(code, str) else code
+        files: dict[str, str | bytes] | bytes = (
+            {"handler.py": code} if isinstance(code, str) else code
+        )
         archive = files if isinstance(files, bytes) else pack(files)
         form, content_type = multipart(
             spec=("application/json", json.dumps({"name": name, **spec}).encode()),
@@ -200,6 +204,112 @@ class Platform:
             yield connection
         finally:
             connection.close()
+
+
+class Platform(Api):
+    """`faasd up` on a free port with its data below `folder`; ended, and checked to leave no
+    process behind, on exit."""
+
+    def __init__(self, folder: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
+        self.folder = folder
+        command = ["up", "--port", "0", "--data", str(self.data), *arguments]
+        self.daemon = Daemon(command, folder, env or {})
+        self.url = ""
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        return self.daemon.log
+
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None:
+        return self.daemon.process
+
+    def start(self) -> None:
+        self.url = self.daemon.start("controller.listening")["url"]
+
+    def stop(self) -> None:
+        """End it politely; nothing of it may be left."""
+        if self.daemon.process is None:
+            return
+        self.daemon.terminate()
+        assert eventually(lambda: not self.pids()), f"left behind: {self.pids()}"
+
+    def kill(self) -> None:
+        self.daemon.kill()
+
+    def pids(self) -> list[int]:
+        """Every process of its sandboxes."""
+        return marked_processes(self.data / "worker" / "sandboxes")
+
+
+class Cluster(Api):
+    """A controller and workers as processes of their own, on free ports."""
+
+    def __init__(
+        self, folder: Path, *, workers: int = 2, env: dict[str, str] | None = None
+    ) -> None:
+        self.folder = folder
+        self._env = {"FAASD_CLUSTER_SECRET": "a secret of the tests", **(env or {})}
+        self._ports = (_free_port(), _free_port())
+        http_port, cluster_port = self._ports
+        self.url = f"http://127.0.0.1:{http_port}"
+        command = ["controller", "--port", str(http_port), "--cluster-port", str(cluster_port)]
+        self.controller = Daemon([*command, "--data", str(folder / "c")], folder, self._env)
+        self.workers = {f"w{n}": self._worker(f"w{n}") for n in range(1, workers + 1)}
+
+    def __enter__(self) -> Self:
+        self.controller.start("controller.listening")
+        for worker in self.workers.values():
+            worker.start("controller.joined")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for worker in self.workers.values():
+            worker.terminate()
+        self.controller.terminate()
+        for name in self.workers:
+            assert eventually(lambda name=name: not self.pids(name)), f"left: {self.pids(name)}"  # type: ignore[misc]
+
+    def _worker(self, name: str) -> Daemon:
+        address = f"127.0.0.1:{self._ports[1]}"
+        data = str(self.folder / name)
+        command = ["worker", "--controller", address, "--data", data, "--id", name]
+        return Daemon(command, self.folder, self._env)
+
+    def pids(self, worker: str) -> list[int]:
+        return marked_processes(self.folder / worker / "sandboxes")
+
+    def up(self) -> list[str]:
+        """The workers the controller may send invocations to."""
+        found = self.get("/v1/workers").json()["workers"]
+        return sorted(one["id"] for one in found if one["status"] == "up")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def pack(files: dict[str, str | bytes]) -> bytes:
@@ -239,3 +349,18 @@ def eventually(probe: Callable[[], T], *, patience_s: float = 30.0) -> T:
         if value or time.monotonic() > give_up:
             return value
         time.sleep(0.02)
+
+
+def refused(answer: Answer, status: int, code: str, *words: str) -> Any:
+    """The problem of an answer that says what is wrong and what to do: its detail has `words`."""
+    assert answer.status == status, (answer.status, answer.body[:2000])
+    assert answer.headers["content-type"].startswith("application/problem+json")
+    problem = answer.json()
+    assert (problem["status"], problem["code"]) == (status, code), problem
+    assert problem["type"] == f"urn:faasd:error:{code}"
+    assert problem["request_id"] == answer.headers["faasd-request-id"]
+    assert problem["title"]
+    assert problem["remedy"]
+    for word in words:
+        assert word in problem["detail"], (word, problem)
+    return problem

@@ -241,7 +241,6 @@ class Pool:
         self._sandbox_kind = kind
         self._sandbox_ready_at = now
         self._used_at = now
-        self._failures = 0
         self._failed_until = None
 
     def sandbox_failed(self, now: float, *, final: bool) -> None:
@@ -255,9 +254,6 @@ class Pool:
             self._note_failure(now, final=False)
         self._sandbox = SandboxState.ABSENT
 
-    def sandbox_closed(self) -> None:
-        self._sandbox = SandboxState.ABSENT
-
     def instance_ready(self, identity: int, now: float) -> None:
         instance = self._instances.get(identity)
         if instance is None or instance.state is not InstanceState.STARTING:
@@ -269,14 +265,21 @@ class Pool:
 
     def instance_failed(self, identity: int, now: float, *, final: bool) -> None:
         """A fork did not become an instance."""
-        if self._instances.pop(identity, None) is not None:
+        instance = self._instances.pop(identity, None)
+        if instance is not None and (final or self._from_this_sandbox(instance)):
             self._note_failure(now, final=final)
 
-    def instance_gone(self, identity: int) -> list[CallId]:
+    def instance_gone(self, identity: int, now: float) -> list[CallId]:
         """An instance ended, for whatever reason; the calls that it took along."""
-        instance = self._instances.pop(identity, None)
+        instance = self._instances.get(identity)
         if instance is None:
             return []
+        if instance.state is InstanceState.STARTING:
+            self.instance_failed(identity, now, final=False)
+            return []
+        del self._instances[identity]
+        if instance.calls:
+            self._used_at = now
         for call in instance.calls:
             self._where.pop(call, None)
         return sorted(instance.calls)
@@ -328,9 +331,9 @@ class Pool:
         if self._queue and idle and self._limits.batch > 1:
             first = next(iter(self._queue.values()))
             times.append(first.arrived + self._limits.batch_wait_s)
-        if self._queue and self._start_s is not None:
-            times.append(now + self._start_s)
-        if len(self._instances) > self.min_instances:
+        if self._queue and self._start_s is not None and self._waited_s(now) < self._start_s:
+            times.append(now + self._start_s - self._waited_s(now))
+        if not self._queue and len(self._live()) > self.min_instances:
             times += [i.idle_since + self._keep_alive.idle_s() for i in idle]
         if self._failed_until is not None and (self._queue or self._wants_any()):
             times.append(self._failed_until)
@@ -360,6 +363,11 @@ class Pool:
         self._failures += 1
         if final or self._failures >= _START_ATTEMPTS:
             self._failed_until = now + min(60.0, 0.5 * 2 ** min(self._failures, 8))
+
+    def _from_this_sandbox(self, instance: _Instance) -> bool:
+        """Whether its failure is news: a sandbox that died has been counted with all its forks."""
+        ready = self._sandbox is SandboxState.READY
+        return ready and instance.asked_at >= self._sandbox_ready_at
 
     def _dispatch(self, now: float) -> list[Action]:
         actions: list[Action] = []
@@ -410,7 +418,7 @@ class Pool:
 
     def _free_places(self) -> int:
         """Calls that can be taken on at once, with the instances there may be."""
-        live = [i for i in self._instances.values() if i.state is not InstanceState.STOPPING]
+        live = self._live()
         possible = max(0, self._limits.max_instances - len(live))
         taken = sum(len(i.calls) for i in live)
         return (len(live) + possible) * self._limits.per_instance - taken
@@ -443,8 +451,15 @@ class Pool:
             forks.append(Fork(instance.id))
         return forks
 
+    def _live(self) -> list[_Instance]:
+        return [i for i in self._instances.values() if i.state is not InstanceState.STOPPING]
+
+    def _waited_s(self, now: float) -> float:
+        """How long the first call of the queue has waited."""
+        return now - next(iter(self._queue.values())).arrived if self._queue else 0.0
+
     def _missing(self, now: float) -> int:
-        live = [i for i in self._instances.values() if i.state is not InstanceState.STOPPING]
+        live = self._live()
         minimum = 0 if self._retired else self.min_instances
         scaling = ConcurrencyScaling(minimum=minimum, maximum=self._limits.max_instances)
         demand = Demand(
@@ -452,7 +467,7 @@ class Pool:
             running=len(self._where),
             live=len(live),
             per_instance=self._limits.per_instance,
-            waited_s=now - next(iter(self._queue.values())).arrived if self._queue else 0.0,
+            waited_s=self._waited_s(now),
             exec_s=self._exec_s,
             start_s=self._start_s,
         )
@@ -465,7 +480,7 @@ class Pool:
     def _shrink(self, now: float) -> list[Action]:
         idle = [i for i in self._instances.values() if i.state is InstanceState.IDLE]
         minimum = 0 if self._retired else self.min_instances
-        spare = len(self._instances) - minimum
+        spare = len(self._live()) - minimum
         keep_s = 0.0 if self._retired else self._keep_alive.idle_s()
         old = sorted((i for i in idle if i.idle_since + keep_s <= now), key=lambda i: i.idle_since)
         if self._queue:

@@ -649,7 +649,7 @@ class RevisionService:
             )
             self._note_cost(pending, error, (clock.monotonic() - pending.dispatched) * 1000)
             _fail_answer(pending, error)
-        self.pool.instance_gone(running.number)
+        self.pool.instance_gone(running.number, clock.monotonic())
         self._step()
 
     def _forget(self, pending: _Pending) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 
@@ -14,7 +16,16 @@ from controller.gateway import Gateway
 from controller.registry import Registry
 from controller.workers import Workers
 from faasd.blobs import BlobStore
-from faasd.errors import BadRequest, BodyTooLarge, FaasdError, InternalError, NotFound
+from faasd.errors import (
+    BadRequest,
+    BodyTooLarge,
+    FaasdError,
+    InternalError,
+    InvalidSpec,
+    NotFound,
+)
+from faasd.invocation import StartKind, Timings
+from faasd.spec import check_name
 from faasd.telemetry import Metrics, get_logger
 
 log = get_logger("controller.http")
@@ -23,6 +34,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 LONGEST_REQUEST_ID = 128
 _PROBLEM = "application/problem+json"
+_COST = ("timings", "start", "worker", "revision")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +48,7 @@ class Parts:
     keys: Keys
     blobs: BlobStore
     metrics: Metrics
+    openapi: bytes
     artifact_max_mb: float
     code_max_mb: float
 
@@ -68,13 +81,23 @@ def _guarded(route: Route) -> Handler:
     async def guarded(request: web.Request) -> web.StreamResponse:
         if route.role is not None:
             caller = await request.app[PARTS].keys.caller(
-                request.headers.get("Authorization"), request.headers.get("Faasd-Namespace")
+                request.headers.get("Authorization"), _namespace(request)
             )
             caller.require(route.role)
             request[CALLER] = caller
         return await route.handler(request)
 
     return guarded
+
+
+def _namespace(request: web.Request) -> str | None:
+    given = request.headers.get("Faasd-Namespace")
+    if given is None:
+        return None
+    try:
+        return check_name(given)
+    except InvalidSpec as error:
+        raise BadRequest(error.detail, remedy="Correct the header Faasd-Namespace.") from None
 
 
 @web.middleware
@@ -115,29 +138,42 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
 
 def _request_id(request: web.Request) -> str:
     given = request.headers.get("Faasd-Request-Id", "")
-    if given and len(given) <= LONGEST_REQUEST_ID and given.isascii() and given.isprintable():
-        return given
-    return uuid.uuid4().hex
+    acceptable = given.isascii() and given.isprintable() and len(given) <= LONGEST_REQUEST_ID
+    # The id is part of an address under /v1/invocations, where dots alone mean a folder.
+    return given if acceptable and given.strip(" .") else uuid.uuid4().hex
 
 
 def problem(request: web.Request, error: FaasdError, *, status: int | None = None) -> web.Response:
     """The response that tells an error (RFC 9457)."""
-    told = {**error.to_problem(), "request_id": request[REQUEST_ID]}
+    told = problem_object(error.to_problem(), request[REQUEST_ID])
     if status is not None:
         told["status"] = status
-    headers = {"faasd-request-id": request[REQUEST_ID]}
+    headers = {"Content-Type": _PROBLEM, "faasd-request-id": request[REQUEST_ID]}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
     elif error.status in (429, 503):
         headers["Retry-After"] = "1"
-    timings = told.pop("timings", None)
-    if timings is not None:
-        names = ("queue", "sandbox", "libs", "load", "exec")
-        headers["Server-Timing"] = ", ".join(
-            f"{name};dur={value:.3f}" for name, value in zip(names, timings, strict=True)
-        )
-    if "start" in told:
-        headers["faasd-start"] = told.pop("start")
-    if "worker" in told:
-        headers["faasd-worker"] = told.pop("worker")
-    return web.json_response(told, status=told["status"], headers=headers, content_type=_PROBLEM)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if request.path.startswith("/invoke/"):
+        headers.update(_cost(error))
+    return web.Response(status=told["status"], headers=headers, body=json.dumps(told).encode())
+
+
+def problem_object(told: dict[str, Any], request_id: str) -> dict[str, Any]:
+    """The problem as its caller reads it; what the invocation cost stands elsewhere."""
+    shown = {key: value for key, value in told.items() if key not in _COST}
+    return {**shown, "request_id": request_id}
+
+
+def _cost(error: FaasdError) -> dict[str, str]:
+    """The headers that tell what a failed invocation cost before it failed."""
+    timings = Timings(*error.extra.get("timings", ()))
+    headers = {
+        "Server-Timing": timings.server_timing(),
+        "faasd-start": str(error.extra.get("start", StartKind.NONE)),
+    }
+    for name in ("worker", "revision"):
+        if error.extra.get(name):
+            headers[f"faasd-{name}"] = str(error.extra[name])
+    return headers

@@ -10,6 +10,7 @@ from aiohttp import web
 from controller.auth import DEFAULT_NAMESPACE
 from controller.http.app import PARTS
 from controller.http.bodies import read_json
+from controller.http.parameters import name_of
 from controller.store.port import StoredKey
 from controller.workers import WorkerStatus
 from faasd import clock
@@ -33,6 +34,7 @@ async def create_key(request: web.Request) -> web.Response:
     values = {"name": "key", "role": "invoke", "namespace": DEFAULT_NAMESPACE, **wanted}
     if not all(isinstance(value, str) for value in values.values()):
         raise BadRequest("name, role and namespace must be strings.")
+    name_of(values["namespace"])
     key, secret = await request.app[PARTS].keys.create(**values)
     return web.json_response({**_shown(key), "key": secret}, status=201)
 
@@ -67,7 +69,7 @@ async def readyz(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     parts = request.app[PARTS]
     gauges = parts.metrics
-    for gauge in (gauges.queued, gauges.instances, gauges.memory, gauges.workers):
+    for gauge in (gauges.queued, gauges.instances, gauges.memory, gauges.workers, gauges.backlog):
         gauge.clear()
     counts = dict.fromkeys(WorkerStatus, 0)
     for member in parts.workers.members():

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 
-from controller.http.app import CALLER, PARTS, REQUEST_ID
+from controller.http.app import CALLER, PARTS, REQUEST_ID, problem_object
 from controller.http.bodies import chunks, read_json
-from controller.http.invoke import query_int
+from controller.http.parameters import full_name, query_flag, query_int
 from controller.links import Progress
 from controller.registry import Function
 from faasd import clock
 from faasd.blobs import check_digest
 from faasd.errors import BadRequest, BodyTooLarge, FaasdError, InternalError, NotFound
 from faasd.invocation import LogLine
-from faasd.spec import MAX_SPEC_BYTES, FunctionSpec, check_name, parse_spec
+from faasd.spec import MAX_SPEC_BYTES, FunctionSpec, parse_spec
 from faasd.telemetry import get_logger
 
 log = get_logger("controller.http")
@@ -29,13 +29,9 @@ _EVENTS = "text/event-stream"
 _SSE = {"Content-Type": _EVENTS, "Cache-Control": "no-cache"}
 
 
-def _full_name(request: web.Request) -> str:
-    return f"{request[CALLER].namespace}/{check_name(request.match_info['name'])}"
-
-
 async def deploy(request: web.Request) -> web.StreamResponse:
     parts = request.app[PARTS]
-    name = _full_name(request)
+    name = full_name(request)
     spec, code, artifacts = await _read_form(request)
     if spec.name != request.match_info["name"]:
         raise BadRequest(
@@ -51,10 +47,14 @@ async def deploy(request: web.Request) -> web.StreamResponse:
 
 
 async def rollback(request: web.Request) -> web.StreamResponse:
-    name = _full_name(request)
-    wanted = (await read_json(request)).get("revision")
-    if wanted is not None and not isinstance(wanted, str):
-        raise BadRequest("revision must be a string.")
+    name = full_name(request)
+    body = await read_json(request)
+    wanted = body.get("revision")
+    if set(body) - {"revision"} or not isinstance(wanted, str | None):
+        raise BadRequest(
+            "The body of a rollback holds nothing but a revision, as a string.",
+            remedy='Send {"revision": "..."}, or {} for the one before.',
+        )
 
     async def work(progress: Progress) -> tuple[int, dict[str, Any]]:
         function = await request.app[PARTS].registry.rollback(name, wanted, progress)
@@ -67,7 +67,7 @@ async def _with_progress(
     request: web.Request, work: Callable[[Progress], Awaitable[tuple[int, dict[str, Any]]]]
 ) -> web.StreamResponse:
     """Run it to its end, whether or not the caller stays; with events while it runs if asked."""
-    events: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+    events: asyncio.Queue[tuple[str, str] | None] = asyncio.Queue()
     task = asyncio.ensure_future(work(lambda stage, detail: events.put_nowait((stage, detail))))
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     if _EVENTS not in request.headers.get("Accept", ""):
@@ -75,14 +75,9 @@ async def _with_progress(
         return web.json_response(body, status=status)
     response = web.StreamResponse(headers={**_SSE, "faasd-request-id": request[REQUEST_ID]})
     await response.prepare(request)
-    while not (task.done() and events.empty()):
-        waiting = asyncio.ensure_future(events.get())
-        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
-            waiting.cancel()
-            continue
-        stage, detail = waiting.result()
-        await _send(response, "progress", {"stage": stage, "detail": detail})
+    task.add_done_callback(lambda _done: events.put_nowait(None))
+    while (event := await events.get()) is not None:
+        await _send(response, "progress", {"stage": event[0], "detail": event[1]})
     await _send(response, *_outcome(request, task))
     await response.write_eof()
     return response
@@ -99,7 +94,7 @@ def _outcome(
     except Exception:  # the boundary of a request whose status has gone out already
         log.exception("request.failed", path=request.path, request_id=request[REQUEST_ID])
         told = InternalError("The request could not be completed.").to_problem()
-    return "error", {**told, "request_id": request[REQUEST_ID]}
+    return "error", problem_object(told, request[REQUEST_ID])
 
 
 async def _send(response: web.StreamResponse, event: str, data: Any) -> None:
@@ -133,8 +128,8 @@ async def _read_form(request: web.Request) -> tuple[FunctionSpec, str, dict[str,
                 raise BadRequest(
                     f"Unknown part {str(part.name)[:40]!r}: accepted are spec, code, artifacts."
                 )
-    except (ValueError, AssertionError, LookupError) as error:
-        raise BadRequest(f"The multipart form is malformed: {error}.") from None
+    except (ValueError, AssertionError, LookupError, HttpProcessingError) as error:
+        raise BadRequest(f"The multipart form is malformed: {str(error)[:200]}.") from None
     if spec is None or code is None:
         raise BadRequest("The form needs both parts: spec and code.")
     return spec, code, artifacts
@@ -158,7 +153,10 @@ async def _read_part(part: BodyPartReader, limit: int) -> bytes:
 
 
 def _digests(text: bytes) -> dict[str, str]:
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"The part artifacts is not JSON: {error}.") from None
     if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
         raise BadRequest("artifacts must be a JSON object of names and SHA-256 digests.")
     return {str(name): check_digest(digest) for name, digest in value.items()}
@@ -170,11 +168,11 @@ async def list_functions(request: web.Request) -> web.Response:
 
 
 async def show_function(request: web.Request) -> web.Response:
-    return web.json_response(_shown(request, request.app[PARTS].registry.get(_full_name(request))))
+    return web.json_response(_shown(request, request.app[PARTS].registry.get(full_name(request))))
 
 
 async def remove(request: web.Request) -> web.Response:
-    await request.app[PARTS].registry.remove(_full_name(request))
+    await request.app[PARTS].registry.remove(full_name(request))
     return web.Response(status=204)
 
 
@@ -210,11 +208,11 @@ def _shown(request: web.Request, function: Function) -> dict[str, Any]:
 
 async def logs(request: web.Request) -> web.StreamResponse:
     """The lines of all workers as server-sent events, merged as they come."""
-    name = _full_name(request)
+    name = full_name(request)
     parts = request.app[PARTS]
     parts.registry.get(name)
     tail = query_int(request, "tail", default=100, least=0, most=10_000)
-    follow = request.query.get("follow", "0") in ("1", "true", "yes")
+    follow = query_flag(request, "follow")
     response = web.StreamResponse(headers={**_SSE, "faasd-request-id": request[REQUEST_ID]})
     await response.prepare(request)
     lines: asyncio.Queue[LogLine | None] = asyncio.Queue(maxsize=1000)
@@ -241,12 +239,13 @@ async def logs(request: web.Request) -> web.StreamResponse:
 
 async def _pump(source: AsyncIterator[LogLine], lines: asyncio.Queue[LogLine | None]) -> None:
     try:
-        with contextlib.suppress(FaasdError):
-            async for line in source:
-                await lines.put(line)
-    finally:
-        with contextlib.suppress(asyncio.QueueFull):
-            lines.put_nowait(None)
+        async for line in source:
+            await lines.put(line)
+    except FaasdError:
+        log.debug("logs.worker_left")
+    except Exception:  # the boundary of one worker's lines: the others' go on
+        log.exception("logs.failed")
+    await lines.put(None)
 
 
 async def head_artifact(request: web.Request) -> web.Response:

@@ -5,17 +5,25 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
 from typing import Any
+from urllib.parse import quote
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
-from controller.http.app import CALLER, PARTS, REQUEST_ID
+from controller.http.app import CALLER, PARTS, REQUEST_ID, problem_object
 from controller.http.bodies import read_body
+from controller.http.parameters import (
+    full_name,
+    header_text,
+    name_of,
+    query_choice,
+    query_int,
+)
 from controller.store.port import StoredInvocation
 from faasd import clock
-from faasd.errors import BadRequest, Conflict, DeadlineExceeded, FaasdError
+from faasd.errors import BadRequest, Conflict, DeadlineExceeded, FaasdError, UnserialisableResult
 from faasd.invocation import PHASES, Invocation, Reply
-from faasd.spec import check_name
 
 _EVENTS = "text/event-stream"
 _LONGEST_KEY = 255
@@ -24,17 +32,20 @@ _NOT_PASSED_ON = {
     "faasd-namespace", "faasd-request-id", "host", "idempotency-key", "keep-alive", "te",
     "trailer", "transfer-encoding", "upgrade",
 }  # fmt: skip
-_OURS = {"content-length", "content-type", "transfer-encoding", "connection", "server-timing"}
+_OURS = {
+    "connection", "content-length", "content-type", "idempotency-replayed", "keep-alive",
+    "server-timing", "trailer", "transfer-encoding", "upgrade",
+}  # fmt: skip
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]*")
 
 
 async def invoke(request: web.Request) -> web.StreamResponse:
     arrived = clock.monotonic()
     parts = request.app[PARTS]
-    name = check_name(request.match_info["endpoint"])
-    function = f"{request[CALLER].namespace}/{name}"
-    mode = request.query.get("mode", "sync")
-    if mode not in ("sync", "async"):
-        raise BadRequest(f"mode = {mode[:40]!r}: accepted are sync and async.")
+    function = full_name(request, "endpoint")
+    mode = query_choice(request, "mode", ("sync", "async"))
+    key = _idempotency_key(request)
     parts.gateway.check_size(function, request.content_length or 0)
     remaining = _deadline(request)
     limit = parts.registry.get(function).active.spec.max_body_bytes
@@ -46,34 +57,32 @@ async def invoke(request: web.Request) -> web.StreamResponse:
         function=function,
         revision="",
         body=body,
-        content_type=request.headers.get("Content-Type", ""),
+        content_type=header_text(request.headers.get("Content-Type", "")),
         headers={
-            key.lower(): value
-            for key, value in request.headers.items()
-            if key.lower() not in _NOT_PASSED_ON
+            name.lower(): header_text(value)
+            for name, value in request.headers.items()
+            if name.lower() not in _NOT_PASSED_ON
         },
         remaining_s=remaining,
         events=_EVENTS in request.headers.get("Accept", ""),
     )
     if mode == "async":
-        return await _submit(request, invocation)
-    key = _idempotency_key(request)
+        return await _submit(request, invocation, key)
     if key is None:
         return await _respond(request, await parts.gateway.invoke(invocation))
     reply, replayed = await parts.gateway.invoke_once(invocation, key)
     return await _respond(request, reply, replayed=replayed)
 
 
-async def _submit(request: web.Request, invocation: Invocation) -> web.Response:
+async def _submit(request: web.Request, invocation: Invocation, key: str | None) -> web.Response:
     """Accept for later. Under an idempotency key the id follows from it: a repeat finds the first."""
     parts = request.app[PARTS]
-    key = _idempotency_key(request)
     replayed = False
     if key is None:
         stored = await parts.asynchronous.submit(invocation)
     else:
         stored, replayed = await parts.asynchronous.submit_once(invocation, key)
-    url = f"/v1/invocations/{stored.id}"
+    url = f"/v1/invocations/{quote(stored.id, safe='')}"
     headers = {"Location": url}
     if replayed:
         headers["Idempotency-Replayed"] = "true"
@@ -103,8 +112,10 @@ def _deadline(request: web.Request) -> float | None:
 
 def _idempotency_key(request: web.Request) -> str | None:
     key = request.headers.get("Idempotency-Key")
-    if key is not None and not 0 < len(key) <= _LONGEST_KEY:
-        raise BadRequest(f"Idempotency-Key: use 1 to {_LONGEST_KEY} characters.")
+    if key is None:
+        return None
+    if not 0 < len(key) <= _LONGEST_KEY or not key.isascii() or not key.isprintable():
+        raise BadRequest(f"Idempotency-Key: use 1 to {_LONGEST_KEY} printable ASCII characters.")
     return key
 
 
@@ -112,7 +123,8 @@ async def _respond(
     request: web.Request, reply: Reply, *, replayed: bool = False
 ) -> web.StreamResponse:
     headers = {
-        **{key: value for key, value in reply.headers.items() if key.lower() not in _OURS},
+        **_headers_of_function(reply),
+        "faasd-revision": reply.headers.get("faasd-revision", ""),
         "Content-Type": reply.content_type,
         "faasd-request-id": request[REQUEST_ID],
         "faasd-start": str(reply.start),
@@ -127,6 +139,26 @@ async def _respond(
     return await _stream(request, reply, headers)
 
 
+def _headers_of_function(reply: Reply) -> dict[str, str]:
+    """What the function set, but for what is the platform's to say. Raises UnserialisableResult."""
+    chosen = {
+        name: value
+        for name, value in reply.headers.items()
+        if name.lower() not in _OURS and not name.lower().startswith("faasd-")
+    }
+    for name, value in (*chosen.items(), ("Content-Type", reply.content_type)):
+        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+            raise UnserialisableResult(
+                f"The function's response header {name[:80]!r} = {value[:80]!r} cannot be sent.",
+                remedy="Use a header name of letters, digits and hyphens, and a value of one line.",
+                timings=reply.timings.as_list(),
+                start=str(reply.start),
+                worker=reply.worker,
+                revision=reply.headers.get("faasd-revision"),
+            )
+    return chosen
+
+
 async def _stream(
     request: web.Request, reply: Reply, headers: dict[str, str]
 ) -> web.StreamResponse:
@@ -134,7 +166,8 @@ async def _stream(
     chunks = reply.chunks
     assert chunks is not None
     try:
-        response.enable_chunked_encoding()
+        if request.version >= HttpVersion11:
+            response.enable_chunked_encoding()
         if reply.content_type == _EVENTS:
             response.headers["Cache-Control"] = "no-cache"
         await response.prepare(request)
@@ -154,9 +187,7 @@ async def _stream(
 async def _break_off(request: web.Request, response: web.StreamResponse, error: FaasdError) -> None:
     """An error after the status went out: told as an event, or by an unfinished body."""
     if response.content_type == _EVENTS:
-        told = {**error.to_problem(), "request_id": request[REQUEST_ID]}
-        for ours in ("timings", "start", "worker"):
-            told.pop(ours, None)
+        told = problem_object(error.to_problem(), request[REQUEST_ID])
         with contextlib.suppress(ConnectionError):
             await response.write(f"event: error\ndata: {json.dumps(told)}\n\n".encode())
             await response.write_eof()
@@ -166,14 +197,12 @@ async def _break_off(request: web.Request, response: web.StreamResponse, error: 
 
 
 async def list_invocations(request: web.Request) -> web.Response:
-    status = request.query.get("status")
-    if status not in (None, "queued", "running", "succeeded", "dead"):
-        raise BadRequest("status: accepted are queued, running, succeeded and dead.")
+    status = query_choice(request, "status", ("queued", "running", "succeeded", "dead"))
     function = request.query.get("function")
     found = await request.app[PARTS].asynchronous.list(
         request[CALLER].namespace,
         status=status,
-        function=check_name(function) if function is not None else None,
+        function=name_of(function) if function is not None else None,
         limit=query_int(request, "limit", default=100, least=1, most=1000),
     )
     return web.json_response({"invocations": [_shown(one) for one in found]})
@@ -192,10 +221,14 @@ async def show_result(request: web.Request) -> web.Response:
             remedy="Ask again when its status is succeeded.",
         )
     result = stored.result
+    sendable = _HEADER_VALUE.fullmatch(result.content_type)
     return web.Response(
         status=result.status,
         body=result.body,
-        headers={"Content-Type": result.content_type, "X-Content-Type-Options": "nosniff"},
+        headers={
+            "Content-Type": result.content_type if sendable else "application/octet-stream",
+            "X-Content-Type-Options": "nosniff",
+        },
     )
 
 
@@ -210,16 +243,6 @@ async def _find(request: web.Request) -> StoredInvocation:
     return await request.app[PARTS].asynchronous.get(
         request.match_info["id"], request[CALLER].namespace
     )
-
-
-def query_int(request: web.Request, name: str, *, default: int, least: int, most: int) -> int:
-    """A whole number of the query. Raises BadRequest."""
-    text = request.query.get(name)
-    if text is None:
-        return default
-    if not text.isascii() or not text.isdigit() or not least <= int(text[:12]) <= most:
-        raise BadRequest(f"{name} = {text[:40]!r}: a whole number from {least} to {most}.")
-    return int(text)
 
 
 def _shown(stored: StoredInvocation) -> dict[str, Any]:
@@ -239,7 +262,7 @@ def _shown(stored: StoredInvocation) -> dict[str, Any]:
                 "started_at": clock.iso(attempt.started_at),
                 "ended_at": clock.iso(attempt.ended_at) if attempt.ended_at else None,
                 "worker": attempt.worker,
-                "error": attempt.error,
+                "error": problem_object(attempt.error, stored.id) if attempt.error else None,
             }
             for attempt in stored.attempts
         ],
@@ -254,8 +277,12 @@ def _result(stored: StoredInvocation) -> dict[str, Any] | None:
         return None
     shown: dict[str, Any] = {"status": result.status, "content_type": result.content_type}
     if result.content_type.startswith("application/json"):
-        with contextlib.suppress(ValueError):
-            return {**shown, "json": json.loads(result.body)}
+        with contextlib.suppress(ValueError, RecursionError):
+            return {**shown, "json": json.loads(result.body, parse_constant=_refuse)}
     if result.content_type.startswith("text/"):
         return {**shown, "text": result.body.decode("utf-8", "replace")}
     return {**shown, "base64": base64.b64encode(result.body).decode()}
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")

@@ -32,7 +32,7 @@ def deploy(session: Session, folder: Folder, name: Name = None) -> None:
         print_json(plain(function))
         return
     say(f"{function.name} serves revision {function.revision} at")
-    print(function.url)
+    print(f"{client.url}{function.url}" if function.url.startswith("/") else function.url)
 
 
 @contextlib.contextmanager

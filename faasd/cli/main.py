@@ -1,8 +1,8 @@
 """The `faasd` command: its table of commands, and the one place where failures end.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no controller answers, 130 interrupted. Data goes to
-stdout, messages and progress to stderr. Command modules import what is heavy inside their functions,
-so that `faasd --help` is quick.
+stdout, messages and progress to stderr. A command's module is imported only when it is called for,
+and imports what is heavy inside its function, so that `faasd --help` is quick.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None, commands: Iterable[Command] = COMMAN
     _escape_what_cannot_be_written()
     session = Session()
     try:
-        code = _run(build(commands), argv, session)
+        argv = sys.argv[1:] if argv is None else argv
+        code = _run(build(_called_for(argv, list(commands))), argv, session)
         sys.stdout.flush()
     except FaasdError as error:
         return failures.report(error, session)
@@ -94,13 +95,18 @@ def build(commands: Iterable[Command]) -> typer.Typer:
     return app
 
 
+def _called_for(argv: Sequence[str], commands: list[Command]) -> list[Command]:
+    """The commands whose words stand on the line, so that no other module is imported; else all."""
+    return [one for one in commands if one.words.split()[0] in argv] or commands
+
+
 def _resolve(path: str) -> Callable[..., None]:
     module, _, name = path.partition(":")
     function: Callable[..., None] = getattr(importlib.import_module(module), name)
     return function
 
 
-def _run(app: typer.Typer, argv: Sequence[str] | None, session: Session) -> int:
+def _run(app: typer.Typer, argv: Sequence[str], session: Session) -> int:
     try:
         app(args=argv, prog_name="faasd", obj=session)
     except SystemExit as end:

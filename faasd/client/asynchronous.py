@@ -97,7 +97,9 @@ class AsyncClient:
         """Make an earlier revision the active one: the one before, unless named."""
         body = {} if revision is None else {"revision": revision}
         path = f"{_function(name)}/rollback"
-        return read(Function, await self._transport.json("POST", path, json=body))
+        # The revision is started first, which takes as long as it takes.
+        answer = await self._transport.json("POST", path, json=body, timeout_s=self._timeout_s)
+        return read(Function, answer)
 
     async def logs(
         self, name: str, *, follow: bool = False, tail: int = 100

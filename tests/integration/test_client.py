@@ -1,443 +1,384 @@
-"""Both clients against a server that keeps to docs/api.md."""
+"""The Python client and the `faasd` command against the platform itself."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from faasd.client import AsyncClient, Client, Progress, Unreachable
+from faasd.cli.main import main
+from faasd.client import AsyncClient, Client, Progress
 from faasd.errors import (
     BadRequest,
     Conflict,
     DeadlineExceeded,
     DeployFailed,
+    Forbidden,
     FunctionNotFound,
     HandlerError,
-    InternalError,
-    InvalidSpec,
-    QueueFull,
+    IdempotencyMismatch,
+    NotFound,
     Unauthorized,
     Unavailable,
 )
-from tests.unit.faasd.contract_server import ContractServer, serving
+from tests.platform import Platform, eventually
+
+HANDLER = """
+import time
+from pathlib import Path
+
+calls = []
+
+def load(context):
+    return Path(context.artifacts["weights"]).read_bytes() if context.artifacts else None
+
+def handle(event, context):
+    calls.append(event)
+    command = event.get("do") if isinstance(event, dict) else None
+    if command == "fail":
+        raise KeyError("text")
+    if command == "sleep":
+        time.sleep(60)
+    if command == "count":
+        return len(calls)
+    if command == "weights":
+        return context.state
+    if command == "print":
+        print("[line]", event["n"])
+    if command == "teapot":
+        return context.response("short and stout", status=418)
+    if command == "stream":
+        return items(event)
+    return event
+
+def items(event):
+    for item in event["items"]:
+        yield item
+    if event.get("fail"):
+        raise ValueError("late")
+"""
 
 
-@pytest.fixture(autouse=True)
-def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FAASD_URL", raising=False)
-    monkeypatch.delenv("FAASD_API_KEY", raising=False)
-
-
-@pytest.fixture
-def server() -> Iterator[ContractServer]:
-    with serving(ContractServer()) as running:
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    with Platform(tmp_path_factory.mktemp("platform")) as running:
         yield running
 
 
-@pytest.fixture
-def client(server: ContractServer) -> Iterator[Client]:
-    with Client(server.url) as client:
-        yield client
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    root = tmp_path / "sentiment"
-    root.mkdir()
-    (root / "function.toml").write_text('name = "sentiment"\n')
-    (root / "handler.py").write_text("def handle(event, context):\n    return event\n")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("function")
+    write(root, 'name = "echo"\nload = "handler:load"\n[retries]\nmax_attempts = 1\n')
+    (root / "handler.py").write_text(HANDLER)
     return root
 
 
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+@pytest.fixture(scope="module")
+def client(platform: Platform, folder: Path) -> Iterator[Client]:
+    """A client of a platform where `echo` serves."""
+    with Client(platform.url) as client:
+        client.deploy(folder)
+        yield client
 
 
-def test_deploys_a_folder_and_tells_of_each_step(client: Client, folder: Path) -> None:
-    steps: list[Progress] = []
-
-    function = client.deploy(folder, on_progress=steps.append)
-
-    assert (function.name, function.revision) == ("sentiment", "r1")
-    assert [step.stage for step in steps] == ["pack", "send", "template"]
+def write(folder: Path, spec: str) -> None:
+    (folder / "function.toml").write_text(spec)
 
 
-def test_deploys_under_another_name(client: Client, server: ContractServer, folder: Path) -> None:
-    function = client.deploy(folder, name="mood")
-
-    assert function.name == "mood"
-    assert server.deployed["spec"] == {"name": "mood"}
-
-
-def test_uploads_each_artifact_once(client: Client, server: ContractServer, folder: Path) -> None:
-    (folder / "function.toml").write_text('name = "sentiment"\n[artifacts]\nweights = "w.bin"\n')
-    content = bytes(range(256)) * 10_000
-    (folder / "w.bin").write_bytes(content)
-
-    client.deploy(folder)
-    client.deploy(folder)
-
-    assert list(server.artifacts.values()) == [content]
-    assert server.deployed["artifacts"] == {"weights": next(iter(server.artifacts))}
-    assert server.uploads == 1
+def copy(folder: Path, target: Path, spec: str) -> Path:
+    (target / "handler.py").write_bytes((folder / "handler.py").read_bytes())
+    write(target, spec)
+    return target
 
 
-def test_uploads_an_empty_artifact(client: Client, server: ContractServer, folder: Path) -> None:
-    (folder / "function.toml").write_text('name = "sentiment"\n[artifacts]\nweights = "w.bin"\n')
-    (folder / "w.bin").touch()
-
-    client.deploy(folder)
-
-    assert list(server.artifacts.values()) == [b""]
-
-
-def test_an_artifact_that_shrinks_while_it_is_sent_is_told_of(client: Client, folder: Path) -> None:
-    (folder / "function.toml").write_text('name = "sentiment"\n[artifacts]\nweights = "w.bin"\n')
-    weights = folder / "w.bin"
-    weights.write_bytes(bytes(3 * 1024 * 1024))
-
-    def shrink(step: Progress) -> None:
-        if step.stage == "upload":
-            os.truncate(weights, 0)
-
-    with pytest.raises(Unavailable, match="shrank"):
-        client.deploy(folder, on_progress=shrink)
-
-
-def test_a_deploy_that_fails_carries_the_traceback_of_the_users_code(
+def test_a_deploy_tells_its_steps_and_equal_content_is_the_same_revision(
     client: Client, folder: Path
 ) -> None:
-    with pytest.raises(DeployFailed, match="does not import") as caught:
-        client.deploy(folder, name="broken")
+    steps: list[Progress] = []
 
-    assert "KeyError" in str(caught.value.traceback)
+    first = client.deploy(folder, on_progress=steps.append)
+    again = client.deploy(folder)
 
-
-def test_a_deploy_that_is_never_answered_is_an_error(client: Client, folder: Path) -> None:
-    with pytest.raises(Unavailable, match="went away"):
-        client.deploy(folder, name="vanishing")
+    assert first.revision == again.revision
+    assert [step.stage for step in steps][:2] == ["pack", "send"]
 
 
-def test_a_folder_that_is_no_function_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
-    with Client(free_address()) as client, pytest.raises(InvalidSpec):
+def test_artifacts_reach_the_function(client: Client, folder: Path, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 20_000
+    copy(
+        folder, tmp_path, 'name = "weighty"\nload = "handler:load"\n[artifacts]\nweights = "w.bin"'
+    )
+    (tmp_path / "w.bin").write_bytes(content)
+    steps: list[Progress] = []
+
+    client.deploy(tmp_path)
+    client.deploy(tmp_path, on_progress=steps.append)
+
+    loaded = client.invoke("weighty", {"do": "weights"}).value
+    assert hashlib.sha256(loaded).digest() == hashlib.sha256(content).digest()
+    assert Progress("upload", "weights is there already") in steps
+
+
+def test_a_function_that_does_not_start_is_refused_with_its_traceback(
+    client: Client, tmp_path: Path
+) -> None:
+    write(tmp_path, 'name = "broken"\n')
+    (tmp_path / "handler.py").write_text("import no_such_library\n")
+
+    with pytest.raises(DeployFailed) as caught:
         client.deploy(tmp_path)
 
-
-def test_reads_functions_with_their_revisions_and_instances(client: Client) -> None:
-    (function,) = client.functions()
-
-    assert function == client.function("echo")
-    assert function.revisions[0].active
-    assert function.created_at.isoformat() == "2025-01-02T03:04:05.678000+00:00"
-    assert (function.instances.busy, function.queued) == (2, 3)
+    assert "no_such_library" in str(caught.value.traceback)
+    with pytest.raises(FunctionNotFound):
+        client.function("broken")
 
 
-def test_removes_a_function(client: Client) -> None:
-    client.remove("echo")
-
-    with pytest.raises(FunctionNotFound, match="no function named 'echo'"):
-        client.function("echo")
-
-
-def test_rolls_back_to_the_revision_before_or_to_a_named_one(
-    client: Client, server: ContractServer
+def test_functions_are_listed_rolled_back_and_removed(
+    client: Client, folder: Path, tmp_path: Path
 ) -> None:
-    server.functions["echo"] = ["r1", "r2", "r3"]
+    copy(folder, tmp_path, 'name = "changing"\n')
+    first = client.deploy(tmp_path)
+    (tmp_path / "more.py").write_text("")
+    second = client.deploy(tmp_path)
+    assert {one.revision for one in second.revisions} == {first.revision, second.revision}
 
-    assert client.rollback("echo").revision == "r2"
-    assert client.rollback("echo", "r1").revision == "r1"
+    assert client.rollback("changing").revision == first.revision
+    assert client.rollback("changing", second.revision).revision == second.revision
+    assert "changing" in {function.name for function in client.functions()}
+    client.remove("changing")
+
+    assert "changing" not in {function.name for function in client.functions()}
 
 
-@pytest.mark.parametrize("value", [{"text": "great"}, [1, None], 3.5, "grüße", b"\x00\x01"])
+def test_a_rollback_to_a_revision_that_is_not_there_is_refused(client: Client) -> None:
+    with pytest.raises((NotFound, Conflict)):
+        client.rollback("echo", "0" * 12)
+
+
+@pytest.mark.parametrize("value", [{"a": [1, None]}, "grüße", b"\x00\xff", 3.5, [], None])
 def test_a_value_comes_back_as_it_was_sent(client: Client, value: Any) -> None:
     assert client.invoke("echo", value).value == value
 
 
-def test_nothing_is_sent_as_no_body(client: Client) -> None:
-    assert client.invoke("echo").body == b""
-
-
 def test_a_result_says_what_it_cost(client: Client) -> None:
+    client.invoke("echo", 1)
+
     result = client.invoke("echo", 1, request_id="mine")
 
-    assert result.status == 200
-    assert result.start_kind == "warm"
-    assert result.timings["exec"] == 3.2
-    assert (result.worker, result.revision, result.request_id) == ("node-1", "r1", "mine")
-
-
-def test_sends_what_the_caller_asks_for(client: Client, server: ContractServer) -> None:
-    client.invoke("echo", b"x", content_type="image/png", deadline_s=1.5, idempotency_key="once")
-
-    assert server.headers["Content-Type"] == "image/png"
-    assert server.headers["Faasd-Deadline-Ms"] == "1500"
-    assert server.headers["Idempotency-Key"] == "once"
+    assert (result.start_kind, result.request_id) == ("warm", "mine")
+    assert set(result.timings) == {"queue", "sandbox", "libs", "load", "exec"}
+    assert result.timings["exec"] > 0
+    assert result.worker == client.workers()[0].id
+    assert result.revision == client.function("echo").revision
 
 
 def test_a_functions_own_status_is_a_result(client: Client) -> None:
-    result = client.invoke("teapot")
+    result = client.invoke("echo", {"do": "teapot"})
 
     assert (result.status, result.value) == (418, "short and stout")
 
 
-def test_a_functions_own_problem_is_a_result(client: Client) -> None:
-    result = client.invoke("own-problem")
-
-    assert (result.status, result.value["detail"]) == (409, "none left")
-
-
-def test_an_error_of_the_users_code_carries_traceback_and_request_id(client: Client) -> None:
+def test_an_error_of_the_users_code_carries_its_traceback(client: Client) -> None:
     with pytest.raises(HandlerError, match="KeyError") as caught:
-        client.invoke("fails")
+        client.invoke("echo", {"do": "fail"}, request_id="failing")
 
     assert "handler.py" in str(caught.value.traceback)
-    assert caught.value.extra["request_id"] == "q1"
+    assert caught.value.extra["request_id"] == "failing"
 
 
-def test_an_overload_says_when_to_come_back(client: Client) -> None:
-    with pytest.raises(QueueFull) as caught:
-        client.invoke("full")
-
-    assert caught.value.retry_after_s == 2
+def test_past_the_deadline_the_invocation_is_given_up(client: Client) -> None:
+    with pytest.raises(DeadlineExceeded):
+        client.invoke("echo", {"do": "sleep"}, deadline_s=0.2)
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "expected"),
-    [
-        ("tokens", {}, [{"n": 1}, {"n": 2}]),
-        ("tokens", {"sse": True}, ['{"n": 1}', "two\nlines"]),
-        ("echo", {}, [{"a": 1}]),
-    ],
-)
-def test_streams_items(
-    client: Client, name: str, options: dict[str, Any], expected: list[Any]
-) -> None:
-    assert list(client.stream(name, {"a": 1}, **options)) == expected
+def test_one_idempotency_key_runs_once(client: Client) -> None:
+    first = client.invoke("echo", {"do": "count"}, idempotency_key="once")
+    again = client.invoke("echo", {"do": "count"}, idempotency_key="once")
+
+    assert (first.replayed, again.replayed) == (False, True)
+    assert first.value == again.value
+    with pytest.raises(IdempotencyMismatch):
+        client.invoke("echo", {"do": "other"}, idempotency_key="once")
 
 
-def test_streams_text_and_bytes_in_pieces(client: Client) -> None:
-    assert "".join(client.stream("text")) == "grüße"
-    assert b"".join(client.stream("raw")) == b"\x00\x01\x02"
+def test_an_unknown_function_and_a_name_that_is_none_are_refused(client: Client) -> None:
+    with pytest.raises(FunctionNotFound):
+        client.invoke("nothing")
+    with pytest.raises(BadRequest):
+        client.invoke("No Name")
 
 
-def test_an_error_in_the_midst_of_events_is_raised_after_the_items_before_it(
-    client: Client,
-) -> None:
-    items = client.stream("breaks", sse=True)
+@pytest.mark.parametrize("items", [[{"n": 1}, {"n": 2}], [1, None, "a"], []])
+def test_json_items_are_streamed_as_they_were_yielded(client: Client, items: list[Any]) -> None:
+    value = {"do": "stream", "items": [{"item": item} for item in items]}
 
-    assert next(items) == "1"
+    assert list(client.stream("echo", value)) == value["items"]
+
+
+def test_text_items_are_streamed_as_text(client: Client) -> None:
+    value = {"do": "stream", "items": ["grü", "ße"]}
+
+    assert "".join(client.stream("echo", value)) == "grüße"
+
+
+def test_server_sent_events_bring_each_items_text(client: Client) -> None:
+    value = {"do": "stream", "items": ["one", "two words", {"n": 3}]}
+
+    events = list(client.stream("echo", value, sse=True))
+
+    assert events[:2] == ["one", "two words"]
+    assert json.loads(events[2]) == {"n": 3}
+
+
+def test_an_error_in_the_midst_of_a_stream_comes_after_the_items_before_it(client: Client) -> None:
+    value = {"do": "stream", "items": [{"n": 1}], "fail": True}
+
+    events = client.stream("echo", value, sse=True)
+    assert json.loads(next(events)) == {"n": 1}
     with pytest.raises(HandlerError, match="late"):
-        next(items)
+        next(events)
 
-
-def test_a_stream_that_is_cut_off_is_an_error(client: Client) -> None:
-    with pytest.raises(Unavailable):
-        list(client.stream("cut-off"))
-
-
-def test_leaving_a_stream_cancels_the_invocation(client: Client, server: ContractServer) -> None:
-    for item in client.stream("endless"):
-        assert item == 1
-        break
-
-    assert server.cancelled.wait(60)
-
-
-def test_a_call_ends_at_the_clients_own_timeout(server: ContractServer) -> None:
-    with Client(server.url, timeout_s=0.01) as client, pytest.raises(DeadlineExceeded):
-        client.invoke("never")
+    chunks = client.stream("echo", value)
+    assert next(chunks) == {"n": 1}
+    with pytest.raises(Unavailable, match="broke off"):
+        next(chunks)
 
 
 def test_a_queued_invocation_is_waited_for(client: Client) -> None:
-    invocation_id = client.submit("echo", {"a": 1})
+    result = client.result(client.submit("echo", {"a": 1}))
 
-    result = client.result(invocation_id)
-
-    assert result.value == {"score": 1}
-    assert (result.start_kind, result.timings, result.worker) == ("fork", {"exec": 3.2}, "node-1")
-
-
-def test_asking_once_for_a_result_that_is_not_there_is_a_conflict(client: Client) -> None:
-    with pytest.raises(Conflict, match="queued"):
-        client.result("i-slow", wait_s=0)
+    assert result.value == {"a": 1}
+    assert result.start_kind
+    assert result.timings["exec"] > 0
 
 
-def test_waiting_too_short_for_a_result_is_a_conflict(client: Client) -> None:
-    with pytest.raises(Conflict, match="not finished"):
-        client.result("i-slow", wait_s=0.01)
+def test_a_dead_invocation_tells_its_error_and_can_be_queued_again(client: Client) -> None:
+    invocation_id = client.submit("echo", {"do": "fail"})
 
-
-def test_the_result_of_a_dead_invocation_is_its_last_error(client: Client) -> None:
     with pytest.raises(HandlerError, match="KeyError"):
-        client.result("i-dead")
+        client.result(invocation_id)
+    assert invocation_id in {one.id for one in client.invocations("dead", "echo")}
+    client.redrive(invocation_id)
+    with pytest.raises(HandlerError, match="KeyError"):
+        client.result(invocation_id)
+
+    assert len(client.invocation(invocation_id).attempts) >= 1
 
 
-def test_a_dead_invocation_is_queued_again(client: Client) -> None:
-    (dead,) = client.invocations(status="dead", function="echo")
-    assert dead.error is not None
+def test_asking_once_for_what_is_not_finished_is_a_conflict(client: Client) -> None:
+    invocation_id = client.submit("echo", {"do": "sleep"})
 
-    client.redrive(dead.id)
-
-    assert client.invocation(dead.id).status == "queued"
+    with pytest.raises(Conflict):
+        client.result(invocation_id, wait_s=0)
 
 
-def test_reads_the_last_lines_of_a_log(client: Client) -> None:
-    lines = list(client.logs("echo", tail=2))
+def test_what_a_function_prints_is_in_its_log(client: Client) -> None:
+    client.invoke("echo", {"do": "print", "n": 1}, request_id="printing")
 
-    assert [line.line for line in lines] == ["[line] 0", "[line] 1"]
+    lines = eventually(lambda: [one for one in client.logs("echo") if one.request_id == "printing"])
+
+    assert [(one.line, one.stream) for one in lines] == [("[line] 1", "stdout")]
 
 
-def test_leaving_a_log_that_is_followed_ends_it(client: Client, server: ContractServer) -> None:
+def test_a_followed_log_goes_on_with_lines_as_they_come(client: Client) -> None:
+    client.invoke("echo", {"do": "print", "n": "before"})
+    eventually(lambda: [one for one in client.logs("echo") if one.line == "[line] before"])
+    found = []
+
     for line in client.logs("echo", follow=True, tail=1):
-        assert line.stream == "stdout"
-        break
+        found.append(line.line)
+        if line.line == "[line] after":
+            break
+        client.invoke("echo", {"do": "print", "n": "after"})
 
-    assert server.cancelled.wait(60)
+    assert found == ["[line] before", "[line] after"]
 
 
-def test_reads_the_cluster(client: Client) -> None:
+def test_the_status_shows_the_function_on_the_worker(client: Client) -> None:
+    client.invoke("echo", 1)
+
     status = client.status()
 
+    (worker,) = status.workers
     assert status.ready
-    assert status.workers[0].functions[0].template == "up"
-    assert status.workers[0].runtimes[0].libraries == ("json",)
-    assert status.functions[0].memory_mb == 12.5
+    assert worker.status == "up"
+    assert "default/echo" in {one.function for one in worker.functions}
+    assert "python" in {one.name for one in worker.runtimes}
 
 
-def test_drains_a_worker(client: Client, server: ContractServer) -> None:
-    client.drain("node-1")
-
-    assert server.drained == ["node-1"]
-
-
-def test_makes_lists_and_deletes_keys(client: Client) -> None:
-    made = client.create_key("ci", "deploy", "team")
-    assert made.key == "faasd_secret"
-
-    (listed,) = client.keys()
-    client.delete_key(listed.id)
-
-    assert (listed.name, listed.role, listed.namespace, listed.key) == (
-        "ci",
-        "deploy",
-        "team",
-        None,
-    )
-    assert client.keys() == []
-
-
-def test_key_and_namespace_go_with_every_call() -> None:
-    with serving(ContractServer(key="secret")) as server:
-        with Client(server.url, key="secret", namespace="team") as client:
-            client.functions()
-        assert server.headers["Faasd-Namespace"] == "team"
-        with Client(server.url) as stranger, pytest.raises(Unauthorized):
-            stranger.functions()
-
-
-def test_a_deploy_without_a_key_is_refused_before_an_artifact_is_sent(folder: Path) -> None:
-    (folder / "function.toml").write_text('name = "sentiment"\n[artifacts]\nweights = "w.bin"\n')
-    (folder / "w.bin").write_bytes(b"x")
-
-    with serving(ContractServer(key="secret")) as server, Client(server.url) as client:
-        with pytest.raises(Unauthorized):
-            client.deploy(folder)
-
-        assert server.artifacts == {}
-
-
-def test_address_and_key_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(ContractServer(key="secret")) as server:
-        monkeypatch.setenv("FAASD_URL", server.url.removeprefix("http://"))
-        monkeypatch.setenv("FAASD_API_KEY", "secret\n")
-        with Client() as client:
-            assert client.url == server.url
-            assert len(client.functions()) == 1
-
-
-def test_where_nothing_answers_it_says_how_to_start_it() -> None:
-    with Client(free_address()) as client, pytest.raises(Unreachable, match="refused") as caught:
-        client.functions()
-
-    assert "`faasd up`" in caught.value.remedy
-    assert isinstance(caught.value, Unavailable)
-
-
-@pytest.mark.parametrize("call", ["functions", "status", "workers"])
-def test_another_site_at_the_address_is_told_apart(server: ContractServer, call: str) -> None:
-    with Client(f"{server.url}/html") as client, pytest.raises(Unreachable, match="not a faasd"):
-        getattr(client, call)()
-
-
-def test_another_site_is_told_apart_when_invoked(server: ContractServer) -> None:
-    with Client(f"{server.url}/html") as client, pytest.raises(Unreachable, match="405"):
-        client.invoke("echo")
-
-
-def test_an_answer_of_another_shape_is_told_of(
-    client: Client, server: ContractServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "_describe", lambda _: {"name": 3})
-
-    with pytest.raises(InternalError, match="not a Function"):
-        client.functions()
-
-
-@pytest.mark.parametrize(
-    "url", ["ftp://host", "http://", "http://h:0", "http://h:x", "http://h/?a"]
-)
-def test_refuses_what_is_no_address(url: str) -> None:
-    with pytest.raises(BadRequest, match="not the address"):
-        AsyncClient(url)
-
-
-@pytest.mark.parametrize("key", ["", "a b", "a\nb", "ü"])
-def test_refuses_what_is_no_key(key: str) -> None:
-    with pytest.raises(BadRequest, match="API key"):
-        AsyncClient(key=key)
-
-
-@pytest.mark.parametrize("name", ["", ".", ".."])
-def test_refuses_a_name_that_would_change_the_path(client: Client, name: str) -> None:
-    with pytest.raises(BadRequest, match="names nothing"):
-        client.invoke(name)
-
-
-def test_a_name_is_quoted_in_the_path(client: Client) -> None:
-    with pytest.raises(FunctionNotFound, match="'a/b"):
-        client.function("a/b?c#d")
-
-
-@pytest.mark.parametrize("options", [{"deadline_s": 0}, {"idempotency_key": "a\r\nb: c"}])
-def test_refuses_headers_that_cannot_be_sent(client: Client, options: dict[str, Any]) -> None:
-    with pytest.raises(BadRequest):
-        client.invoke("echo", **options)
-
-
-def test_the_asynchronous_client_runs_calls_at_once(server: ContractServer) -> None:
-    async def both() -> list[Any]:
-        async with AsyncClient(server.url) as client:
-            results = await asyncio.gather(*(client.invoke("echo", n) for n in range(20)))
+def test_the_asynchronous_client_runs_calls_at_once(client: Client) -> None:
+    async def many() -> list[Any]:
+        async with AsyncClient(client.url) as other:
+            results = await asyncio.gather(*(other.invoke("echo", n) for n in range(50)))
             return [result.value for result in results]
 
-    assert asyncio.run(both()) == list(range(20))
+    assert asyncio.run(many()) == list(range(50))
 
 
-def test_a_client_may_be_closed_twice(server: ContractServer) -> None:
-    client = Client(server.url)
-    client.functions()
+def test_keys_shut_out_who_has_none_and_bound_who_has_one(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Platform(tmp_path) as platform:
+        assert main(["keys", "create", "root", "--role", "admin", "--url", platform.url]) == 0
+        admin_key = capsys.readouterr().out.strip()
+        with Client(platform.url, admin_key) as admin:
+            made = admin.create_key("caller", "invoke")
+            admin.deploy(folder)
+            with Client(platform.url, made.key) as caller:
+                assert caller.invoke("echo", 1).value == 1
+                with pytest.raises(Forbidden):
+                    caller.remove("echo")
+                admin.delete_key(made.id)
+                with pytest.raises(Unauthorized):
+                    caller.invoke("echo", 1)
+            with Client(platform.url) as stranger, pytest.raises(Unauthorized):
+                stranger.deploy(folder)
 
-    client.close()
-    client.close()
+
+def test_a_drained_worker_leaves_nothing_that_can_serve(tmp_path: Path, folder: Path) -> None:
+    with Platform(tmp_path) as platform, Client(platform.url) as client:
+        client.deploy(folder)
+
+        client.drain(client.workers()[0].id)
+
+        assert client.workers()[0].status == "draining"
+        assert not client.status().ready
+        with pytest.raises(Unavailable):
+            client.invoke("echo", 1)
 
 
-def test_the_key_never_shows_in_a_repr() -> None:
-    assert "hush" not in repr(AsyncClient(key="hush")._transport.target)
+def test_the_commands_work_together(
+    client: Client, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy(folder, tmp_path, 'name = "together"\n')
+    target = ("--url", client.url)
+
+    def run(*argv: str) -> str:
+        assert main([*argv, *target]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    assert run("deploy", str(tmp_path)) == f"{client.url}/invoke/together\n"
+    assert run("invoke", "together", "-d", '{"a":1}') == '{"a":1}\n'
+    assert run("invoke", "together", "--async", "--wait", "-d", "hi") == "hi\n"
+    stream = '{"do": "stream", "items": [{"n": 1}, {"n": 2}]}'
+    assert run("invoke", "together", "--stream", "-d", stream) == '{"n": 1}\n{"n": 2}\n'
+    assert "together" in run("ls")
+    assert "default/together" in run("status")
+    assert len(run("revisions", "together").splitlines()) == 2
+    assert json.loads(run("invocations", "--function", "together", "--json"))["invocations"]
+    run("rm", "together")
+    assert "together" not in run("ls")
+
+
+def test_a_command_that_fails_says_so(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["invoke", "echo", "-d", '{"do": "fail"}', "--url", client.url]) == 1
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "handler.py" in err
+    assert "Error: The function raised KeyError" in err

@@ -320,7 +320,7 @@ class ContractServer:
             "revision": history[-1],
             "runtime": "python",
             "created_at": CREATED,
-            "url": f"{self.url}/invoke/{name}",
+            "url": f"/invoke/{name}",
             "spec": {"name": name},
             "revisions": [
                 {"revision": one, "created_at": CREATED, "active": one == history[-1]}

@@ -69,12 +69,12 @@ def on_a_terminal(server: ContractServer, *argv: str) -> tuple[int, str]:
 
 
 def test_deploy_prints_the_address_on_stdout_and_the_steps_on_stderr(
-    run: Run, folder: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, server: ContractServer, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("deploy", str(folder)) == 0
 
     out, err = capsys.readouterr()
-    assert out.endswith("/invoke/sentiment\n")
+    assert out == f"{server.url}/invoke/sentiment\n"
     assert "template: python\n" in err
     assert "serves revision r1" in err
 

@@ -1,0 +1,436 @@
+"""The pool's promises under every order of events: a state machine beside a model of the world.
+
+The world does what a worker's shell and its processes do: it opens sandboxes, forks and ends
+instances, answers calls, loses them. It refuses actions that make no sense where it stands.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from faasd.errors import QueueFull
+from faasd.invocation import StartKind
+from faasd.policies.keepalive import FixedKeepAlive
+from worker.pool import (
+    Action,
+    CallId,
+    CloseSandbox,
+    Dispatch,
+    Expire,
+    Fail,
+    Fork,
+    OpenSandbox,
+    Pool,
+    PoolLimits,
+    SandboxState,
+    Stop,
+)
+
+MOMENT_S = 0.001
+QUIET_STEPS = 2000
+
+
+class Fate(enum.StrEnum):
+    """Where a call is, or how it ended."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+    LOST = "lost with its instance"
+    EXPIRED = "expired"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(slots=True)
+class Process:
+    """An instance as the world sees it."""
+
+    starting: bool = True
+    doomed: bool = False
+    orphan: bool = False
+    calls: set[CallId] = field(default_factory=set)
+
+
+class PoolInTheWorld(RuleBasedStateMachine):
+    """Every rule is an event; after each the pool decides and the world carries it out."""
+
+    @initialize(
+        shares=st.sampled_from([(1, 1), (3, 1), (1, 4)]),
+        batch_wait_s=st.sampled_from([0.0, 0.5]),
+        max_instances=st.integers(1, 3),
+        min_instances=st.integers(0, 1),
+        queue=st.sampled_from([0, 2, 100]),
+        keep_alive_s=st.sampled_from([0.0, 1.0, 60.0]),
+        template_keep_alive_s=st.sampled_from([0.0, 5.0, 600.0]),
+    )
+    def begin(
+        self,
+        *,
+        shares: tuple[int, int],
+        batch_wait_s: float,
+        max_instances: int,
+        min_instances: int,
+        queue: int,
+        keep_alive_s: float,
+        template_keep_alive_s: float,
+    ) -> None:
+        concurrency, batch = shares
+        self.limits = PoolLimits(
+            concurrency=concurrency,
+            max_instances=max_instances,
+            min_instances=min_instances,
+            queue=queue,
+            batch=batch,
+            batch_wait_s=batch_wait_s,
+            template_keep_alive_s=template_keep_alive_s,
+        )
+        self.pool = Pool(self.limits, FixedKeepAlive(keep_alive_s))
+        self.now = 0.0
+        self.sandbox = SandboxState.ABSENT
+        self.processes: dict[int, Process] = {}
+        self.numbers: set[int] = set()
+        self.fates: dict[CallId, Fate] = {}
+        self.deadlines: dict[CallId, float] = {}
+        self.held = False
+        self.step()
+
+    # What the callers do.
+
+    @rule(count=st.sampled_from([1, 1, 1, 2, 5, 64]), patience_s=st.none() | st.floats(0.01, 10))
+    def arrive(self, count: int, patience_s: float | None) -> None:
+        for _ in range(count):
+            call = len(self.fates)
+            deadline = None if patience_s is None else self.now + patience_s
+            waiting = len(self.of(Fate.QUEUED))
+            try:
+                self.pool.arrive(call, self.now, deadline)
+            except QueueFull as error:
+                assert waiting >= self.limits.queue
+                assert error.retry_after_s is not None
+                assert error.retry_after_s > 0
+                break
+            self.fates[call] = Fate.QUEUED
+            if deadline is not None:
+                self.deadlines[call] = deadline
+            self.step()
+
+    @precondition(lambda self: self.of(Fate.QUEUED))
+    @rule(data=st.data())
+    def cancel_a_waiting_call(self, data: st.DataObject) -> None:
+        call = data.draw(st.sampled_from(self.of(Fate.QUEUED)))
+        assert self.pool.cancel(call) is None
+        self.fates[call] = Fate.CANCELLED
+        self.step()
+
+    @precondition(lambda self: self.of(Fate.RUNNING))
+    @rule(data=st.data())
+    def cancel_a_running_call(self, data: st.DataObject) -> None:
+        call = data.draw(st.sampled_from(self.of(Fate.RUNNING)))
+        number = self.pool.cancel(call)
+        assert number is not None
+        assert call in self.processes[number].calls
+        self.pool.stopping(number)
+        self.processes[number].doomed = True
+        self.step()
+
+    # What sandboxes and processes do.
+
+    @precondition(lambda self: self.sandbox is SandboxState.OPENING)
+    @rule(kind=st.sampled_from([StartKind.COLD, StartKind.POOLED]))
+    def the_sandbox_is_ready(self, kind: StartKind) -> None:
+        self.tick()
+        self.sandbox = SandboxState.READY
+        self.pool.sandbox_ready(kind, self.now)
+        self.step()
+
+    @precondition(lambda self: self.sandbox is SandboxState.OPENING)
+    @rule(final=st.booleans())
+    def the_sandbox_fails(self, *, final: bool) -> None:
+        self.tick()
+        self.sandbox = SandboxState.ABSENT
+        self.pool.sandbox_failed(self.now, final=final)
+        self.step()
+
+    @precondition(lambda self: self.sandbox is SandboxState.READY)
+    @rule()
+    def the_template_dies(self) -> None:
+        self.sandbox = SandboxState.ABSENT
+        for process in self.processes.values():
+            process.orphan = True
+        self.pool.sandbox_died(self.now)
+        self.step()
+
+    @precondition(lambda self: self.starting())
+    @rule(data=st.data())
+    def an_instance_is_ready(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(self.starting()))
+        self.tick()
+        self.become_ready(number)
+        self.step()
+
+    @precondition(lambda self: self.begun())
+    @rule(data=st.data(), final=st.booleans())
+    def an_instance_fails_to_start(self, data: st.DataObject, *, final: bool) -> None:
+        number = data.draw(st.sampled_from(self.begun()))
+        del self.processes[number]
+        self.pool.instance_failed(number, self.now, final=final)
+        self.step()
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data())
+    def an_instance_ends(self, data: st.DataObject) -> None:
+        self.end(data.draw(st.sampled_from(sorted(self.processes))))
+        self.step()
+
+    @precondition(lambda self: self.of(Fate.RUNNING))
+    @rule(data=st.data(), took_s=st.sampled_from([0.0, 0.01, 3.0]))
+    def a_call_is_answered(self, data: st.DataObject, took_s: float) -> None:
+        call = data.draw(st.sampled_from(self.of(Fate.RUNNING)))
+        self.now += took_s
+        self.answer(call)
+        self.step()
+
+    # What the shell and its owner do.
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data())
+    def an_instance_is_to_stop(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.processes)))
+        self.pool.stopping(number)
+        self.processes[number].doomed = True
+        self.step()
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 61.0, 1000.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.step()
+
+    @precondition(lambda self: self.pool.next_wakeup(self.now) is not None)
+    @rule()
+    def the_alarm_rings(self) -> None:
+        self.sleep()
+        self.step()
+
+    @rule(count=st.integers(0, 3))
+    def the_minimum_changes(self, count: int) -> None:
+        self.pool.min_instances = min(count, self.limits.max_instances)
+        self.step()
+
+    @rule(may_grow=st.booleans())
+    def memory_is_short_or_not(self, *, may_grow: bool) -> None:
+        self.pool.may_grow = may_grow
+        self.step()
+
+    @rule(hold=st.booleans())
+    def a_deploy_holds_the_template_or_lets_go(self, *, hold: bool) -> None:
+        self.held = hold
+        self.pool.hold_template(hold=hold)
+        self.step()
+
+    @precondition(lambda self: self.pool.idle_since() is not None)
+    @rule()
+    def memory_is_taken_back(self) -> None:
+        self.carry_out(self.pool.evict(), evicting=True)
+        self.step()
+
+    @rule(sure=st.sampled_from([False] * 9 + [True]))
+    def it_is_retired(self, *, sure: bool) -> None:
+        if sure:
+            self.pool.retire()
+            self.step()
+
+    # The world.
+
+    def step(self) -> None:
+        self.carry_out(self.pool.decide(self.now))
+        assert self.pool.decide(self.now) == [], "nothing happened, and it changed its mind"
+
+    def carry_out(self, actions: list[Action], *, evicting: bool = False) -> None:
+        for action in actions:
+            match action:
+                case OpenSandbox():
+                    assert self.sandbox is SandboxState.ABSENT
+                    self.sandbox = SandboxState.OPENING
+                case CloseSandbox():
+                    assert self.sandbox is SandboxState.READY
+                    assert not self.of(Fate.QUEUED)
+                    assert all(p.doomed for p in self.processes.values())
+                    assert not self.held
+                    self.sandbox = SandboxState.ABSENT
+                    for process in self.processes.values():
+                        process.orphan = True
+                case Fork(number):
+                    assert self.sandbox is SandboxState.READY
+                    assert number not in self.numbers
+                    self.numbers.add(number)
+                    self.processes[number] = Process()
+                case Stop(number):
+                    self.stop(number, evicting=evicting)
+                case Dispatch():
+                    self.dispatch(action)
+                case Expire(call):
+                    assert self.fates[call] is Fate.QUEUED
+                    assert self.deadlines[call] <= self.now
+                    self.fates[call] = Fate.EXPIRED
+                case Fail(call):
+                    assert self.fates[call] is Fate.QUEUED
+                    assert self.pool.failing
+                    self.fates[call] = Fate.FAILED
+
+    def stop(self, number: int, *, evicting: bool) -> None:
+        process = self.processes[number]
+        assert not process.calls
+        assert not process.starting
+        assert not process.doomed
+        process.doomed = True
+        live = [p for p in self.processes.values() if not p.doomed]
+        assert evicting or self.pool.retired or len(live) >= self.pool.min_instances
+
+    def dispatch(self, action: Dispatch) -> None:
+        process = self.processes[action.instance]
+        assert not process.starting
+        assert not process.doomed
+        assert len(action.calls) == len(action.kinds) == len(set(action.calls)) > 0
+        assert self.limits.batch == 1 or not process.calls
+        for call in action.calls:
+            assert self.fates[call] is Fate.QUEUED
+            self.fates[call] = Fate.RUNNING
+            process.calls.add(call)
+        assert len(process.calls) <= self.limits.per_instance
+
+    def become_ready(self, number: int) -> None:
+        self.processes[number].starting = False
+        self.pool.instance_ready(number, self.now)
+
+    def answer(self, call: CallId) -> None:
+        self.fates[call] = Fate.FINISHED
+        for process in self.processes.values():
+            process.calls.discard(call)
+        self.pool.finished(call, self.now)
+
+    def end(self, number: int) -> None:
+        process = self.processes.pop(number)
+        assert self.pool.instance_gone(number, self.now) == sorted(process.calls)
+        for call in process.calls:
+            self.fates[call] = Fate.LOST
+
+    def tick(self) -> None:
+        self.now += MOMENT_S
+
+    def sleep(self) -> None:
+        due = self.pool.next_wakeup(self.now)
+        assert due is not None
+        self.now = max(due, self.now + MOMENT_S)
+
+    def of(self, fate: Fate) -> list[CallId]:
+        return [call for call, one in self.fates.items() if one is fate]
+
+    def begun(self) -> list[int]:
+        return [number for number, p in self.processes.items() if p.starting]
+
+    def starting(self) -> list[int]:
+        return [number for number in self.begun() if not self.processes[number].orphan]
+
+    # What always holds.
+
+    @invariant()
+    def it_counts_what_the_world_has(self) -> None:
+        seen = self.pool.statistics()
+        doomed = [p for p in self.processes.values() if p.doomed]
+        live = [p for p in self.processes.values() if not p.doomed]
+        assert seen.sandbox is self.sandbox
+        assert seen.queued == len(self.of(Fate.QUEUED))
+        assert seen.running == len(self.of(Fate.RUNNING))
+        assert seen.starting == sum(p.starting for p in live)
+        assert seen.idle == sum(not p.starting and not p.calls for p in live)
+        assert seen.busy == sum(bool(p.calls) for p in live)
+        assert len(live) + len(doomed) == len(self.processes)
+
+    @invariant()
+    def it_stays_within_its_limits(self) -> None:
+        places = self.limits.max_instances * self.limits.per_instance
+        assert len(self.processes) <= self.limits.max_instances
+        assert len(self.of(Fate.QUEUED)) <= max(self.limits.queue, places)
+
+    @invariant()
+    def no_call_waits_past_its_deadline(self) -> None:
+        late = [c for c in self.of(Fate.QUEUED) if self.deadlines.get(c, self.now + 1) <= self.now]
+        assert not late
+
+    @invariant()
+    def something_will_happen_to_whatever_waits(self) -> None:
+        """An event that must come, or the alarm: no call waits for nothing."""
+        to_come = (
+            self.sandbox is SandboxState.OPENING
+            or any(p.starting or p.doomed or p.orphan or p.calls for p in self.processes.values())
+            or self.pool.next_wakeup(self.now) is not None
+        )
+        assert to_come or not self.of(Fate.QUEUED)
+
+    @invariant()
+    def the_alarm_is_never_set_for_what_is_over(self) -> None:
+        due = self.pool.next_wakeup(self.now)
+        assert due is None or due >= self.now
+
+    @invariant()
+    def it_is_empty_exactly_when_nothing_is_here(self) -> None:
+        nothing = (
+            not self.processes
+            and not self.of(Fate.QUEUED)
+            and self.sandbox is SandboxState.ABSENT
+        )
+        assert self.pool.empty is nothing
+
+    def teardown(self) -> None:
+        """When everything works from now on and no more calls come, all ends well and in full."""
+        if not hasattr(self, "pool"):
+            return
+        self.pool.min_instances = 0
+        self.pool.may_grow = True
+        self.held = False
+        self.pool.hold_template(hold=False)
+        self.step()
+        for _ in range(QUIET_STEPS):
+            if not self.one_thing_goes_well():
+                break
+            self.step()
+        assert self.pool.empty, self.pool
+        assert self.pool.next_wakeup(self.now) is None
+        assert not self.of(Fate.QUEUED)
+        assert not self.of(Fate.RUNNING)
+
+    def one_thing_goes_well(self) -> bool:
+        self.tick()
+        ending = [n for n, p in self.processes.items() if p.doomed or p.orphan]
+        if self.sandbox is SandboxState.OPENING:
+            self.sandbox = SandboxState.READY
+            self.pool.sandbox_ready(StartKind.COLD, self.now)
+        elif ending:
+            self.end(ending[0])
+        elif self.begun():
+            self.become_ready(self.begun()[0])
+        elif self.of(Fate.RUNNING):
+            self.answer(self.of(Fate.RUNNING)[0])
+        elif self.pool.next_wakeup(self.now) is not None:
+            self.sleep()
+        else:
+            return False
+        return True
+
+
+TestPoolInTheWorld = PoolInTheWorld.TestCase
+TestPoolInTheWorld.settings = settings(
+    max_examples=150, stateful_step_count=50, deadline=None, print_blob=True
+)
