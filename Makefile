@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 comma := ,
 
 demo: install
-	$(BIN)/python bench/demo.py
+	$(BIN)/python -m bench.demo
 
 test: lint types imports unit integration
 
@@ -49,7 +49,7 @@ integration: install
 	$(BIN)/pytest tests/integration
 
 bench-coldstart bench-overhead bench-burst: install
-	$(BIN)/python bench/$(subst bench-,,$@).py
+	$(BIN)/python -m bench.$(subst bench-,,$@)
 
 clean:
 	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

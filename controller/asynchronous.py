@@ -65,13 +65,8 @@ class AsyncInvocations:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def submit(self, invocation: Invocation) -> StoredInvocation:
-        """Accept an invocation; on return it is on the disk. Raises FunctionNotFound."""
+        """Accept an invocation; on return it is on the disk. Raises FunctionNotFound or Conflict."""
         self._registry.get(invocation.function)
-        if await self._store.invocation(invocation.id) is not None:
-            raise Conflict(
-                f"There is an invocation with the id {invocation.id}.",
-                remedy="Send another Faasd-Request-Id, or none.",
-            )
         now = clock.wall()
         stored = StoredInvocation(
             id=invocation.id,
@@ -84,7 +79,11 @@ class AsyncInvocations:
             created_at=now,
             next_attempt_at=now,
         )
-        await self._store.accept(stored)
+        if not await self._store.accept(stored):
+            raise Conflict(
+                f"There is an invocation with the id {invocation.id}.",
+                remedy="Send another Faasd-Request-Id, or none.",
+            )
         self._wake.set()
         return stored
 

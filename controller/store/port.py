@@ -89,7 +89,9 @@ class Store(Protocol):
 
     async def remove_function(self, function: str) -> None: ...
 
-    async def accept(self, invocation: StoredInvocation) -> None: ...
+    async def accept(self, invocation: StoredInvocation) -> bool:
+        """Store a new invocation; False, and nothing done, when its id is taken."""
+        ...
 
     async def update(self, invocation: StoredInvocation) -> None:
         """Everything but the request itself."""

@@ -134,7 +134,7 @@ class SqliteStore:
             lambda db: db.execute("DELETE FROM revisions WHERE function = ?", (function,))
         )
 
-    async def accept(self, invocation: StoredInvocation) -> None:
+    async def accept(self, invocation: StoredInvocation) -> bool:
         values = (
             invocation.id,
             invocation.function,
@@ -148,12 +148,14 @@ class SqliteStore:
             None,
             None,
         )
-        await self._write(
+        accepted = await self._write(
             lambda db: db.execute(
-                f"INSERT INTO invocations ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
+                f"INSERT INTO invocations ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?) "  # noqa: S608
+                "ON CONFLICT (id) DO NOTHING",
                 values,
-            )
+            ).rowcount
         )
+        return bool(accepted)
 
     async def update(self, invocation: StoredInvocation) -> None:
         result = invocation.result
@@ -332,7 +334,7 @@ class SqliteStore:
             connection.execute("BEGIN IMMEDIATE")
             values = [_value(work(connection)) for work, _done in batch]
             connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except Exception as error:  # whatever it is, each waiter is told how its own write ended
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             if len(batch) == 1:

@@ -129,7 +129,7 @@ def guess_type(content: bytes) -> str:
 
 def cost_line(result: InvokeResult) -> str:
     """What -v says of a result."""
-    phases = ", ".join(f"{name} {ms:g} ms" for name, ms in result.timings.items())
+    phases = ", ".join(f"{name} {ms:.1f} ms" for name, ms in result.timings.items())
     replayed = ", replayed" if result.replayed else ""
     return (
         f"{result.start_kind or 'unknown'} start on {result.worker or 'no worker'}, revision "

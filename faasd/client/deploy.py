@@ -29,7 +29,7 @@ async def deploy(
     package = await asyncio.to_thread(pack, folder, name=name)
     for artifact in package.artifacts:
         await _upload(transport, artifact, on_progress)
-    on_progress(Progress("send", f"{len(package.code) / _MB:.1f} MB of code"))
+    on_progress(Progress("send", f"{_size(len(package.code))} of code"))
     return await _put(transport, package, on_progress)
 
 
@@ -70,7 +70,11 @@ async def _chunks(artifact: Artifact, on_progress: OnProgress) -> AsyncIterator[
 
 
 def _share(artifact: Artifact, done: int) -> str:
-    return f"{artifact.name}: {done / _MB:.0f} of {artifact.size / _MB:.1f} MB"
+    return f"{artifact.name}: {_size(done)} of {_size(artifact.size)}"
+
+
+def _size(count: int) -> str:
+    return f"{count / _MB:.1f} MB" if count >= _MB else f"{count / 1024:.1f} kB"
 
 
 def _refusal(status: int) -> FaasdError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -19,11 +20,6 @@ from faasd import __version__
 from faasd.cli.main import COMMANDS, Command, main
 from tests.unit.faasd.contract_server import ContractServer, serving
 
-REMOTE = [command for command in COMMANDS if command.is_remote]
-PROGRAM = (
-    "import sys; from faasd.cli.main import COMMANDS, main; "
-    "sys.exit(main(sys.argv[1:], [c for c in COMMANDS if c.is_remote]))"
-)
 Run = Callable[..., int]
 
 
@@ -37,7 +33,7 @@ def server() -> Iterator[ContractServer]:
 def run(server: ContractServer, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("FAASD_URL", server.url)
     monkeypatch.delenv("FAASD_API_KEY", raising=False)
-    return lambda *argv: main(argv, REMOTE)
+    return lambda *argv: main(argv)
 
 
 @pytest.fixture
@@ -49,9 +45,16 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def start(server: ContractServer, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def start(server: ContractServer, *argv: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     environment = {**os.environ, "FAASD_URL": server.url}
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, *argv], env=environment, **options)
+    command = [sys.executable, "-m", "faasd", *argv]
+    with subprocess.Popen(command, env=environment, **options) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
 
 
 def on_a_terminal(server: ContractServer, *argv: str) -> tuple[int, str]:
@@ -372,14 +375,14 @@ def test_help_names_every_command(run: Run, capsys: pytest.CaptureFixture[str]) 
     assert run("--help") == 0
 
     out = capsys.readouterr().out
-    assert all(command.words.split()[0] in out for command in REMOTE)
+    assert all(command.words.split()[0] in out for command in COMMANDS)
 
 
-def test_help_does_not_load_the_http_client() -> None:
+@pytest.mark.parametrize("argv", [["version"], ["deploy", "--help"]])
+def test_a_command_loads_neither_the_http_client_nor_the_daemons(argv: list[str]) -> None:
     program = (
-        "import sys; from faasd.cli.main import COMMANDS, main; "
-        "main(['--help'], [c for c in COMMANDS if c.is_remote]); "
-        "sys.exit('aiohttp' in sys.modules)"
+        "import sys; from faasd.cli.main import main; "
+        f"main({argv}); sys.exit(len(sys.modules.keys() & {{'aiohttp', 'controller', 'worker'}}))"
     )
 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)

@@ -15,10 +15,9 @@ from pathlib import Path
 import pytest
 
 from faasd.cli.invoke import guess_type
-from faasd.cli.main import COMMANDS, main
+from faasd.cli.main import main
 from tests.unit.faasd.contract_server import ContractServer, serving
 
-REMOTE = [command for command in COMMANDS if command.is_remote]
 Run = Callable[..., int]
 
 
@@ -32,7 +31,7 @@ def server() -> Iterator[ContractServer]:
 def run(server: ContractServer, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("FAASD_URL", server.url)
     monkeypatch.delenv("FAASD_API_KEY", raising=False)
-    return lambda *argv: main(["invoke", *argv], REMOTE)
+    return lambda *argv: main(["invoke", *argv])
 
 
 def given_stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
@@ -243,13 +242,9 @@ def test_ways_that_exclude_each_other_are_wrong_usage(run: Run, ways: tuple[str,
 def test_a_terminal_gets_pretty_json_and_no_bytes(
     server: ContractServer, argv: tuple[str, ...], expected: str
 ) -> None:
-    program = (
-        "import sys; from faasd.cli.main import COMMANDS, main; "
-        "sys.exit(main(sys.argv[1:], [c for c in COMMANDS if c.is_remote]))"
-    )
     leader, follower = pty.openpty()
     subprocess.run(
-        [sys.executable, "-c", program, "invoke", "echo", *argv],
+        [sys.executable, "-m", "faasd", "invoke", "echo", *argv],
         env={**os.environ, "FAASD_URL": server.url},
         stdout=follower,
         stderr=follower,

@@ -1,0 +1,187 @@
+"""Start latency of real models: a fresh interpreter, the zygote, the template.
+
+Everything before the inference itself, per round in turn:
+
+    fresh      python starts, imports the handler's module, runs load() (and attach())
+    zygote     a new sandbox: fork from the library zygote, import, load(), fork of an instance
+    template   one more instance: fork from the template that has load() done
+
+For the last two the time is what the platform reports of the first invocation on the instance
+(Server-Timing: sandbox + libs + load). Private memory is that of a further instance, as forked and
+after it has served one invocation.
+
+    python -m bench.coldstart [--rounds 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.measure import EXAMPLES, median, platform, result, row
+from faasd.client import Client
+
+FUNCTIONS = ("embed-minilm", "classify-image")
+
+FRESH = """
+import time; started = time.monotonic()
+import json, os, sys
+folder, layers, example = sys.argv[1:4]
+sys.path[:0] = [folder, *json.loads(layers)]
+import torch; torch.set_num_threads(1)
+from types import SimpleNamespace
+import handler
+context = SimpleNamespace(artifacts={}, env=dict(os.environ), cpus=1.0, device="cpu", state=None)
+context.state = handler.load(context)
+if hasattr(handler, "attach"):
+    context.state = handler.attach(context.state, context)
+print(time.monotonic() - started)
+"""
+
+
+def fresh_s(name: str, layers: list[str]) -> float:
+    """Seconds from the start of an interpreter to a loaded function."""
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, str(EXAMPLES / name), json.dumps(layers), ""],
+        check=True,
+        capture_output=True,
+        env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
+    )
+    inside = float(done.stdout.split()[-1])
+    # The interpreter's own end is not part of a start; its beginning is.
+    return min(time.monotonic() - started, inside + 0.05)
+
+
+@contextmanager
+def deployed(url: str, name: str, scratch: Path, scaling: str) -> Iterator[Client]:
+    """An example with other scaling than it ships with."""
+    folder = scratch / name
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(EXAMPLES / name, folder)
+    spec = folder / "function.toml"
+    spec.write_text(spec.read_text() + f"\n[scaling]\n{scaling}\n")
+    with Client(url) as client:
+        client.deploy(folder)
+        yield client
+
+
+def starts_ms(client: Client, name: str, kind: str, rounds: int) -> list[float]:
+    """What the platform says of starts of one kind; each invocation finds the instance gone."""
+    body, content_type = example(name)
+    found: list[float] = []
+    while len(found) < rounds:
+        reply = client.invoke(name, body, content_type=content_type)
+        if reply.start_kind == kind:
+            found.append(sum(reply.timings[phase] for phase in ("sandbox", "libs", "load")))
+        time.sleep(0.3)
+    return found
+
+
+def example(name: str) -> tuple[bytes, str]:
+    import base64
+    import tomllib
+
+    given = tomllib.loads((EXAMPLES / name / "function.toml").read_text())["example"]
+    body = given["body"].encode() if "body" in given else base64.b64decode(given["base64"])
+    return body, given.get("content_type", "application/json")
+
+
+def private_mb(pid: int) -> float:
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    kilobytes = sum(
+        int(line.split()[1])
+        for line in text.splitlines()
+        if line.startswith(("Private_Clean:", "Private_Dirty:"))
+    )
+    return kilobytes / 1024
+
+
+def instances(name: str) -> list[int]:
+    """Processes of the function whose parent is a process of the function too."""
+    wanted = f"fn:{name}"[:15]
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if (entry / "comm").read_text().strip() == wanted:
+                stat = (entry / "stat").read_text()
+                parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    return sorted(pid for pid, parent in parents.items() if parent in parents)
+
+
+def further_instance_mb(client: Client, name: str) -> tuple[float, float]:
+    """Private memory of an instance as forked, and the most of them after an invocation."""
+    while len(instances(name)) < 2:
+        time.sleep(0.1)
+    forked = median([private_mb(pid) for pid in instances(name)])
+    body, content_type = example(name)
+    for _ in range(4):
+        client.invoke(name, body, content_type=content_type)
+    return forked, max(private_mb(pid) for pid in instances(name))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        data = scratch / "data"
+        fresh: dict[str, list[float]] = {name: [] for name in FUNCTIONS}
+        zygote: dict[str, list[float]] = {name: [] for name in FUNCTIONS}
+        template: dict[str, list[float]] = {name: [] for name in FUNCTIONS}
+        memory: dict[str, tuple[float, float]] = {}
+        with platform(data) as url:
+            for name in FUNCTIONS:
+                with deployed(url, name, scratch, "min_instances = 2") as client:
+                    memory[name] = further_instance_mb(client, name)
+        layers = [str(path) for path in (data / "worker" / "layers").iterdir() if path.is_dir()]
+        for _ in range(rounds):
+            for name in FUNCTIONS:
+                fresh[name].append(fresh_s(name, layers) * 1000)
+            with platform(data, FAASD_WORKER_TEMPLATE_KEEP_ALIVE_S="0") as url:
+                for name in FUNCTIONS:
+                    with deployed(url, name, scratch, "keep_alive = 0.0") as client:
+                        client.invoke(name, *example(name)[:1], content_type=example(name)[1])
+                        time.sleep(0.3)
+                        zygote[name] += starts_ms(client, name, "pooled", 1)
+            with platform(data) as url:
+                for name in FUNCTIONS:
+                    with deployed(url, name, scratch, "keep_alive = 0.0") as client:
+                        template[name] += starts_ms(client, name, "fork", 1)
+    row("", "fresh ms", "zygote ms", "template ms", "fresh/zygote", "fresh/template")
+    for name in FUNCTIONS:
+        a, b, c = median(fresh[name]), median(zygote[name]), median(template[name])
+        row(name, f"{a:.0f}", f"{b:.1f}", f"{c:.1f}", f"{a / b:.0f}x", f"{a / c:.0f}x")
+        key = name.replace("-", "_")
+        figures |= {
+            f"{key}_fresh_ms": a,
+            f"{key}_zygote_ms": b,
+            f"{key}_template_ms": c,
+            f"{key}_zygote_ratio": a / b,
+            f"{key}_template_ratio": a / c,
+            f"{key}_private_forked_mb": memory[name][0],
+            f"{key}_private_served_mb": memory[name][1],
+        }
+        print(
+            f"{'':<34}private memory of a further instance: {memory[name][0]:.1f} MB as forked, "
+            f"{memory[name][1]:.1f} MB after invocations"
+        )
+    result(bench="coldstart", rounds=rounds, **figures)
+
+
+if __name__ == "__main__":
+    main()
