@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from aiohttp import web
@@ -10,6 +11,7 @@ from controller.asynchronous import AsyncInvocations
 from controller.auth import Keys
 from controller.cluster import ClusterServer
 from controller.gateway import Gateway
+from controller.http import openapi
 from controller.http.app import Parts, build_app
 from controller.http.routes import ROUTES
 from controller.registry import Registry
@@ -82,6 +84,7 @@ class Controller:
                 keys=self.keys,
                 blobs=self.blobs,
                 metrics=self.metrics,
+                openapi=json.dumps(openapi.document(ROUTES)).encode(),
                 artifact_max_mb=self._settings.artifact_max_mb,
                 code_max_mb=self._settings.code_max_mb,
             ),
@@ -91,6 +94,8 @@ class Controller:
             app,
             handler_cancellation=True,
             access_log=None,
+            # Bodies pass through as they were sent; a compressed one is the function's to open.
+            auto_decompress=False,
             shutdown_timeout=self._settings.shutdown_grace_s,
         )
         await self._runner.setup()

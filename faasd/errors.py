@@ -8,6 +8,7 @@ FaasdError
 ├── Unauthorized          401  no key, or an unknown one
 ├── Forbidden             403  the key's role or namespace does not allow it
 ├── NotFound              404  function, revision, invocation, artifact, worker, key
+│   └── FunctionNotFound
 ├── Conflict              409  the state does not allow it (yet)
 ├── IdempotencyMismatch   422  one key, two different requests
 ├── BodyTooLarge          413

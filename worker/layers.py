@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import compileall
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -137,8 +138,12 @@ def _normalised(requirements: str) -> str:
     return "\n".join(kept)
 
 
+@functools.cache
 def _identity(runtime: str) -> str:
-    """What a layer depends on besides its own list: interpreter and the runtime's packages."""
+    """What a layer depends on besides its own list: interpreter and the runtime's packages.
+
+    Looked up once in the life of a worker, since it reads every installed package.
+    """
     installed = sorted(
         f"{found.metadata['Name']}=={found.version}" for found in metadata.distributions()
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -32,7 +33,9 @@ log = get_logger("controller.http")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-LONGEST_REQUEST_ID = 128
+# Part of an address under /v1/invocations, where dots alone mean a folder and braces are no match.
+REQUEST_ID_PATTERN = r"^(?!\.+$)[!-z|~]{1,128}$"
+_REQUEST_ID = re.compile(REQUEST_ID_PATTERN)
 _PROBLEM = "application/problem+json"
 _COST = ("timings", "start", "worker", "revision")
 
@@ -138,9 +141,7 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
 
 def _request_id(request: web.Request) -> str:
     given = request.headers.get("Faasd-Request-Id", "")
-    acceptable = given.isascii() and given.isprintable() and len(given) <= LONGEST_REQUEST_ID
-    # The id is part of an address under /v1/invocations, where dots alone mean a folder.
-    return given if acceptable and given.strip(" .") else uuid.uuid4().hex
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def problem(request: web.Request, error: FaasdError, *, status: int | None = None) -> web.Response:

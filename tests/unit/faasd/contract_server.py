@@ -55,6 +55,7 @@ class ContractServer:
             "i-dead": self._invocation("i-dead", "dead"),
             "i-slow": self._invocation("i-slow", "queued"),
         }
+        self.waiting = threading.Event()
         self.cancelled = threading.Event()
 
     def app(self) -> web.Application:
@@ -235,7 +236,11 @@ class ContractServer:
         return response
 
     async def _invoke_never(self, _: web.Request) -> web.StreamResponse:
-        await asyncio.Event().wait()
+        self.waiting.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
         raise AssertionError
 
     async def _chunked(self, request: web.Request, kind: str, body: bytes) -> web.StreamResponse:

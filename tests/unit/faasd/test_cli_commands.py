@@ -239,6 +239,18 @@ def test_an_interrupt_ends_a_followed_log_quietly(server: ContractServer) -> Non
     assert server.cancelled.wait(60)
 
 
+def test_an_interrupt_cancels_an_invocation(server: ContractServer) -> None:
+    with start(server, "invoke", "never", stderr=subprocess.PIPE) as process:
+        assert server.waiting.wait(60)
+
+        process.send_signal(signal.SIGINT)
+
+        _, err = process.communicate()
+    assert process.returncode == 130
+    assert err == b""
+    assert server.cancelled.wait(60)
+
+
 def test_a_reader_that_leaves_early_is_no_defect(server: ContractServer) -> None:
     argv = ("logs", "echo", "--tail", "5000")
     with start(server, *argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -251,6 +251,13 @@ class PoolInTheWorld(RuleBasedStateMachine):
             self.pool.retire()
             self.step()
 
+    @rule(things=st.integers(3, 30))
+    def all_goes_well_for_a_while(self, things: int) -> None:
+        for _ in range(things):
+            if not self.one_thing_goes_well():
+                break
+            self.step()
+
     # The world.
 
     def step(self) -> None:
@@ -404,7 +411,9 @@ class PoolInTheWorld(RuleBasedStateMachine):
         self.step()
         for _ in range(QUIET_STEPS):
             if not self.one_thing_goes_well():
-                break
+                if self.pool.next_wakeup(self.now) is None:
+                    break
+                self.sleep()
             self.step()
         assert self.pool.empty, self.pool
         assert self.pool.next_wakeup(self.now) is None
@@ -423,8 +432,6 @@ class PoolInTheWorld(RuleBasedStateMachine):
             self.become_ready(self.begun()[0])
         elif self.of(Fate.RUNNING):
             self.answer(self.of(Fate.RUNNING)[0])
-        elif self.pool.next_wakeup(self.now) is not None:
-            self.sleep()
         else:
             return False
         return True
@@ -432,5 +439,5 @@ class PoolInTheWorld(RuleBasedStateMachine):
 
 TestPoolInTheWorld = PoolInTheWorld.TestCase
 TestPoolInTheWorld.settings = settings(
-    max_examples=150, stateful_step_count=50, deadline=None, print_blob=True
+    max_examples=120, stateful_step_count=50, deadline=None, print_blob=True
 )

@@ -1,0 +1,378 @@
+"""What a user may say about a function, and the sentence for everything else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from faasd.errors import InvalidSpec
+from faasd.spec import (
+    MAX_SPEC_BYTES,
+    FunctionSpec,
+    check_name,
+    parse_spec,
+    revision_of,
+    validate_spec,
+)
+
+CODE = "a" * 64
+KEYS = [*FunctionSpec.model_fields, "limits", "timeout_s", "min_instances", "body", "base64"]
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=30)
+    | st.sampled_from(["echo", "handler:handle", "histogram", "faasd", "\0", "../x", "FAASD_X"])
+)
+values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=10), inner, max_size=5)
+    ),
+    max_leaves=15,
+)
+
+
+def sentence(**keys: Any) -> str:
+    """What is said of a spec named echo with these keys."""
+    with pytest.raises(InvalidSpec) as refused:
+        validate_spec({"name": "echo", **keys})
+    return refused.value.detail
+
+
+def test_a_name_is_all_that_must_be_said() -> None:
+    spec = parse_spec(b'name = "echo"')
+
+    assert (spec.name, spec.runtime, spec.handler) == ("echo", "python", "handler:handle")
+    assert (spec.limits.timeout_s, spec.limits.concurrency, spec.batching.max_size) == (60, 1, 1)
+    assert spec.example is None
+
+
+def test_everything_may_be_said() -> None:
+    spec = parse_spec(
+        b"""
+        name = "sentiment-2"
+        runtime = "python-torch"
+        handler = "pkg.model:run"
+        load = "pkg.model:load"
+        requirements = "conf/requirements.txt"
+        [artifacts]
+        weights = "model.safetensors"
+        [resources]
+        cpus = 0.5
+        memory_mb = 1024
+        gpus = 1
+        [limits]
+        timeout_s = 1.5
+        max_instances = 3
+        max_body_mb = 0.5
+        [batching]
+        max_size = 8
+        max_wait_ms = 5
+        [scaling]
+        min_instances = 3
+        keep_alive = "histogram"
+        [retries]
+        max_attempts = 5
+        [slo]
+        latency_ms = 250
+        [env]
+        MODEL_THREADS = "1"
+        [example]
+        body = '{"text": "great"}'
+        """
+    )
+
+    assert spec.artifacts == {"weights": "model.safetensors"}
+    assert spec.scaling.keep_alive == "histogram"
+    assert spec.max_body_bytes == 512 * 1024
+    assert spec.example is not None
+    assert spec.example.content_type == "application/json"
+
+
+def test_json_says_the_same_as_toml() -> None:
+    toml = parse_spec(b'name = "echo"\n[limits]\nqueue = 5')
+
+    assert parse_spec(b'{"name": "echo", "limits": {"queue": 5}}', "application/json") == toml
+
+
+def test_a_missing_name_is_named() -> None:
+    with pytest.raises(InvalidSpec, match=r"The key name is missing\."):
+        parse_spec(b"")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "Echo", "-a", "a-", "a_b", "a" * 64, "a/b", "a b", "é", "a\n", 7, None]
+)
+def test_a_bad_name_is_refused_with_its_value(name: Any) -> None:
+    assert f"name = {name!r}: " in sentence(name=name)[:120].replace("...", repr(name)[77:])
+
+
+@pytest.mark.parametrize("name", ["a", "a" * 63, "0", "a--b", "a1-2"])
+def test_a_good_name_is_accepted_everywhere(name: str) -> None:
+    assert validate_spec({"name": name}).name == check_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "A", "a\n", "a" * 64, "a/b", "-"])
+def test_a_bad_endpoint_name_is_refused_with_what_is_accepted(name: str) -> None:
+    with pytest.raises(InvalidSpec, match="1 to 63 of a-z, 0-9 and inner hyphens"):
+        check_name(name)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "accepted"),
+    [
+        ("resources", "cpus", 0, "greater than 0"),
+        ("resources", "cpus", 1025, "less than or equal to 1024"),
+        ("resources", "cpus", float("nan"), "finite number"),
+        ("resources", "memory_mb", 15, "greater than or equal to 16"),
+        ("resources", "memory_mb", "lots", "valid integer"),
+        ("resources", "gpus", -1, "greater than or equal to 0"),
+        ("resources", "gpu_memory_mb", -1, "greater than or equal to 0"),
+        ("limits", "timeout_s", 0, "greater than 0"),
+        ("limits", "timeout_s", 86_401, "less than or equal to 86400"),
+        ("limits", "timeout_s", float("inf"), "finite number"),
+        ("limits", "load_timeout_s", -1, "greater than 0"),
+        ("limits", "concurrency", 0, "greater than or equal to 1"),
+        ("limits", "concurrency", 1.5, "valid integer"),
+        ("limits", "max_instances", 1001, "less than or equal to 1000"),
+        ("limits", "queue", -1, "greater than or equal to 0"),
+        ("limits", "max_body_mb", 0, "greater than 0"),
+        ("batching", "max_size", 0, "greater than or equal to 1"),
+        ("batching", "max_wait_ms", 60_001, "less than or equal to 60000"),
+        ("scaling", "min_instances", -1, "greater than or equal to 0"),
+        ("scaling", "keep_alive", "for ever", "'histogram'"),
+        ("scaling", "keep_alive", -1, "greater than or equal to 0"),
+        ("retries", "max_attempts", 0, "greater than or equal to 1"),
+        ("retries", "backoff_s", 3601, "less than or equal to 3600"),
+        ("slo", "latency_ms", 0, "greater than 0"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_key_itself_and_what_is_accepted(
+    section: str, key: str, value: Any, accepted: str
+) -> None:
+    said = sentence(**{section: {key: value}})
+
+    assert f"{section}.{key} = {value!r}: " in said
+    assert accepted in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("handler", "handler"),
+        ("handler", "handler.py:handle()"),
+        ("handler", "a-b:c"),
+        ("load", ":load"),
+        ("runtime", "Python 3"),
+        ("contract", "lambda"),
+        ("requirements", ""),
+        ("artifacts", {"Weights": "model.bin"}),
+        ("artifacts", {"weights": ""}),
+        ("env", {"1A": "x"}),
+        ("env", {"A": 1}),
+    ],
+)
+def test_bad_text_is_refused_with_its_key(key: str, value: Any) -> None:
+    assert key in sentence(**{key: value})
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../x.txt", "a/../../x"])
+def test_requirements_outside_the_folder_are_refused(path: str) -> None:
+    said = sentence(requirements=path)
+
+    assert said == "requirements: must be a path inside the function's folder."
+
+
+def test_the_environment_keeps_the_platforms_names_out() -> None:
+    said = sentence(env={"FAASD_PORT": "1"})
+
+    assert said == "env: FAASD_PORT: names beginning with FAASD_ belong to the platform."
+
+
+def test_the_environment_keeps_nul_characters_out() -> None:
+    assert sentence(env={"A": "x\0y"}) == "env: value of A holds a NUL character."
+
+
+def test_a_minimum_above_the_maximum_is_refused() -> None:
+    said = sentence(scaling={"min_instances": 9})
+
+    assert said == (
+        "the spec: scaling.min_instances must not exceed limits.max_instances (8)."
+    )
+
+
+def test_batching_and_sharing_together_are_refused() -> None:
+    said = sentence(batching={"max_size": 2}, limits={"concurrency": 2})
+
+    assert "batching.max_size and limits.concurrency cannot both exceed 1" in said
+
+
+@pytest.mark.parametrize("example", [{}, {"body": "x", "base64": "eA=="}])
+def test_an_example_has_one_body(example: dict[str, str]) -> None:
+    assert sentence(example=example) == "example: needs either body or base64."
+
+
+def test_an_examples_base64_must_be_base64() -> None:
+    assert sentence(example={"base64": "%%%"}).startswith("example.base64: is not base64")
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [("handlers", "handler"), ("limit", "limits"), ("artefacts", "artifacts")],
+)
+def test_a_mistyped_key_is_answered_with_the_one_that_was_meant(typo: str, meant: str) -> None:
+    said = sentence(**{typo: 1})
+
+    assert f"Unknown key {typo}: accepted here are artifacts, batching, contract" in said
+    assert f"(did you mean {meant}?)" in said
+
+
+@pytest.mark.parametrize(
+    ("section", "typo", "meant"),
+    [("limits", "timeout", "timeout_s"), ("example", "bodi", "body"), ("slo", "latency", "")],
+)
+def test_a_mistyped_key_of_a_section_is_answered_from_that_section(
+    section: str, typo: str, meant: str
+) -> None:
+    said = sentence(**{section: {typo: 1}})
+
+    assert f"Unknown key {section}.{typo}: " in said
+    assert meant in said
+    assert "artifacts" not in said
+
+
+def test_a_key_like_nothing_is_answered_without_a_guess() -> None:
+    assert "did you mean" not in sentence(zzzzzz=1)
+
+
+def test_every_fault_gets_a_sentence_of_its_own() -> None:
+    with pytest.raises(InvalidSpec) as refused:
+        validate_spec({"name": "echo", "limits": {"queue": -1}, "resources": {"cpus": 0}, "x": 1})
+
+    assert len(refused.value.extra["faults"]) == 3
+
+
+def test_a_flood_of_faults_is_cut_short() -> None:
+    with pytest.raises(InvalidSpec) as refused:
+        validate_spec({"name": "echo", **{f"key{n}": n for n in range(500)}})
+
+    assert len(refused.value.extra["faults"]) == 20
+
+
+def test_a_huge_value_is_quoted_in_part() -> None:
+    assert len(sentence(name="x" * 10_000)) < 300
+    assert len(sentence(**{"k" * 10_000: 1})) < 600
+
+
+def test_what_is_not_toml_is_refused_with_the_place() -> None:
+    with pytest.raises(InvalidSpec, match=r"The spec is not TOML: .*line 1"):
+        parse_spec(b"name = ")
+
+
+def test_what_is_not_json_is_refused_with_the_place() -> None:
+    with pytest.raises(InvalidSpec, match=r"The spec is not JSON: .*line 1"):
+        parse_spec(b"{", "application/json")
+
+
+def test_what_is_not_utf_8_is_refused() -> None:
+    with pytest.raises(InvalidSpec, match="not TOML"):
+        parse_spec(b'name = "\xff"')
+
+
+@pytest.mark.parametrize("nesting", [b"[" * 100_000, b'{"a":' * 40_000])
+def test_json_without_bottom_is_refused(nesting: bytes) -> None:
+    with pytest.raises(InvalidSpec):
+        parse_spec(nesting, "application/json")
+
+
+def test_toml_without_bottom_is_refused() -> None:
+    with pytest.raises(InvalidSpec):
+        parse_spec(b"x = " + b"[" * 100_000)
+
+
+def test_a_spec_that_is_too_long_is_refused_unread() -> None:
+    with pytest.raises(InvalidSpec, match=f"at most {MAX_SPEC_BYTES} are accepted"):
+        parse_spec(b"#" * (MAX_SPEC_BYTES + 1))
+
+
+@pytest.mark.parametrize("raw", [[], "x", 1, None])
+def test_what_is_no_table_is_refused(raw: Any) -> None:
+    with pytest.raises(InvalidSpec, match="must be a table of keys"):
+        validate_spec(raw)
+
+
+def test_the_canonical_form_does_not_depend_on_the_order_of_keys() -> None:
+    one = validate_spec({"name": "echo", "env": {"A": "1", "B": "2"}})
+    other = validate_spec({"env": {"B": "2", "A": "1"}, "name": "echo"})
+
+    assert one.canonical() == other.canonical()
+
+
+def test_a_spec_survives_its_canonical_form() -> None:
+    spec = validate_spec({"name": "echo", "scaling": {"keep_alive": 5}})
+
+    assert validate_spec(json.loads(spec.canonical())) == spec
+
+
+def test_a_revision_is_the_same_for_the_same_content() -> None:
+    said, defaulted = {"name": "echo", "limits": {"queue": 1000}}, {"name": "echo"}
+
+    one = revision_of(validate_spec(said), CODE, {"a": "1", "b": "2"})
+
+    assert one == revision_of(validate_spec(defaulted), CODE, {"b": "2", "a": "1"})
+    assert len(one) == 12
+
+
+def test_a_revision_keeps_its_id_from_one_release_to_the_next() -> None:
+    assert revision_of(validate_spec({"name": "echo"}), CODE, {}) == "REVISION"
+
+
+@pytest.mark.parametrize(
+    ("raw", "code", "artifacts"),
+    [
+        ({"name": "echo", "limits": {"queue": 1}}, CODE, {}),
+        ({"name": "echo"}, "b" * 64, {}),
+        ({"name": "echo"}, CODE, {"weights": "c" * 64}),
+    ],
+)
+def test_a_revision_is_another_for_other_content(
+    raw: dict[str, Any], code: str, artifacts: dict[str, str]
+) -> None:
+    plain = revision_of(validate_spec({"name": "echo"}), CODE, {})
+
+    assert revision_of(validate_spec(raw), code, artifacts) != plain
+
+
+@given(st.binary(max_size=200), st.sampled_from(["application/toml", "application/json"]))
+def test_any_bytes_are_a_spec_or_refused(text: bytes, content_type: str) -> None:
+    try:
+        parse_spec(text, content_type)
+    except InvalidSpec as error:
+        assert error.detail  # noqa: PT017
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_a_spec_or_refused(text: str) -> None:
+    try:
+        parse_spec(text.encode("utf-8", "surrogatepass"))
+    except InvalidSpec as error:
+        assert error.detail  # noqa: PT017
+
+
+@given(st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=10), values, max_size=6))
+def test_any_object_is_a_spec_or_refused(raw: dict[str, Any]) -> None:
+    try:
+        spec = parse_spec(json.dumps({"name": "echo", **raw}).encode(), "application/json")
+    except InvalidSpec as error:
+        assert error.detail.endswith((".", "?)."))  # noqa: PT017
+        assert len(error.extra.get("faults", [])) <= 20  # noqa: PT017
+    else:
+        assert validate_spec(json.loads(spec.canonical())) == spec
