@@ -25,6 +25,7 @@ from faasd.telemetry import Metrics, get_logger
 
 log = get_logger("controller.daemon")
 
+STORE_FILE = "faasd.db"
 _BACKLOG = 1024
 
 
@@ -34,7 +35,7 @@ class Controller:
     def __init__(self, settings: ControllerSettings) -> None:
         self._settings = settings
         self.metrics = Metrics()
-        self.store = SqliteStore(settings.data / "faasd.db")
+        self.store = SqliteStore(settings.data / STORE_FILE)
         self.blobs = BlobStore(settings.data / "artifacts")
         self.workers = Workers(LeastOutstanding())
         self.registry = Registry(

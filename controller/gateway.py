@@ -18,6 +18,7 @@ from faasd.telemetry import Metrics, get_logger
 log = get_logger("controller.gateway")
 
 _LARGEST_KEPT_STREAM = 32 << 20
+_FAILURES_OF_THE_PLATFORM = {"instance_died", "worker_lost", "unavailable", "internal_error"}
 
 
 class Gateway:
@@ -49,6 +50,7 @@ class Gateway:
             reply = await self._route(invocation)
         except FaasdError as error:
             outcome = error.code
+            _note_failure(invocation, error)
             raise
         except asyncio.CancelledError:
             outcome = "cancelled"
@@ -163,6 +165,18 @@ class Gateway:
         self._under_way.pop(slot, None)
         if not done.done():
             done.set_result(result)
+
+
+def _note_failure(invocation: Invocation, error: FaasdError) -> None:
+    """What an operator should see of a failure: the platform's own stand out."""
+    told = log.warning if error.code in _FAILURES_OF_THE_PLATFORM else log.debug
+    told(
+        "invocation.failed",
+        request_id=invocation.id,
+        function=invocation.function,
+        code=error.code,
+        detail=error.detail,
+    )
 
 
 def _fingerprint(invocation: Invocation) -> str:

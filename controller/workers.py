@@ -56,7 +56,8 @@ class Workers:
             former.status = WorkerStatus.LOST
         self._members[link.worker_id] = member
         for revision in self._revisions.values():
-            link.register(_without_minimum(revision))
+            at_home = self._homes.get(revision.key) == link.worker_id
+            link.register(revision if at_home else _without_minimum(revision))
         self._settle_homes()
         self._arrived.set()
         log.info("worker.joined", worker=link.worker_id)
@@ -182,6 +183,9 @@ class Workers:
             home = self._homes.get(key)
             if home in up:
                 continue
+            former = self._members.get(home) if home is not None else None
+            if former is not None and former.status is WorkerStatus.DRAINING:
+                former.link.register(_without_minimum(revision))
             chosen = self._router.choose(self._candidate(member, key) for member in up.values())
             if chosen is None:
                 self._homes.pop(key, None)

@@ -5,18 +5,20 @@ A code archive is a gzip-compressed tar of regular files and folders, all below 
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from faasd.errors import InvalidArchive
 
 MAX_MEMBERS = 20_000
+LONGEST_PATH = 1000
 _CHUNK = 1 << 20
 
 
@@ -41,18 +43,28 @@ class _Bounded:
 
 def check(path: Path, *, max_mb: float) -> list[str]:
     """The names of the files in a code archive. Raises InvalidArchive for anything hostile."""
-    return [member.name for member in _members(path, max_mb) if member.isreg()]
+    with _opened(path, max_mb) as archive:
+        return [member.name for member in _members(archive) if member.isreg()]
 
 
 def unpack(path: Path, target: Path, *, max_mb: float) -> None:
     """Unpack a code archive below `target`, which must not exist. Raises InvalidArchive."""
     target.mkdir(parents=True)
-    with path.open("rb") as packed, gzip.open(packed) as inflated:
-        archive = tarfile.open(fileobj=_bounded(inflated, max_mb), mode="r|")  # noqa: SIM115
-        with archive:
-            for member in archive:
-                _inspect(member)
-                _place(archive, member, target)
+    with _opened(path, max_mb) as archive:
+        for member in _members(archive):
+            _place(archive, member, target)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, max_mb: float) -> Iterator[tarfile.TarFile]:
+    """The archive, to be read once from its front; what is wrong with it becomes InvalidArchive."""
+    try:
+        with path.open("rb") as packed, gzip.open(packed) as inflated:
+            archive = tarfile.open(fileobj=_bounded(inflated, max_mb), mode="r|")  # noqa: SIM115
+            with archive:
+                yield archive
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
+        raise InvalidArchive(f"The code is not a tar.gz archive: {error}.") from None
 
 
 def _place(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
@@ -69,23 +81,23 @@ def _place(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> N
         shutil.copyfileobj(content, out, _CHUNK)
 
 
-def _members(path: Path, max_mb: float) -> Iterator[tarfile.TarInfo]:
-    seen: set[str] = set()
-    try:
-        with path.open("rb") as packed, gzip.open(packed) as inflated:
-            archive = tarfile.open(fileobj=_bounded(inflated, max_mb), mode="r|")  # noqa: SIM115
-            with archive:
-                for member in archive:
-                    _inspect(member)
-                    name = os.path.normpath(member.name)
-                    if name in seen and not member.isdir():
-                        raise InvalidArchive(f"The archive holds {member.name!r} twice.")
-                    seen.add(name)
-                    if len(seen) > MAX_MEMBERS:
-                        raise InvalidArchive(f"The archive has more than {MAX_MEMBERS} files.")
-                    yield member
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
-        raise InvalidArchive(f"The code is not a tar.gz archive: {error}.") from None
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    files: set[str] = set()
+    folders = {"."}
+    for member in archive:
+        _inspect(member)
+        name = os.path.normpath(member.name)
+        parents = {str(parent) for parent in PurePosixPath(name).parents}
+        clashes = name in files or (name in folders and not member.isdir())
+        if clashes or parents & files:
+            raise InvalidArchive(
+                f"The archive holds {member.name!r} twice, or both a file and a folder of that name."
+            )
+        (folders if member.isdir() else files).add(name)
+        folders |= parents
+        if len(files) + len(folders) > MAX_MEMBERS:
+            raise InvalidArchive(f"The archive has more than {MAX_MEMBERS} files and folders.")
+        yield member
 
 
 def _bounded(inflated: gzip.GzipFile, max_mb: float) -> Any:
@@ -97,6 +109,11 @@ def _inspect(member: tarfile.TarInfo) -> None:
     name = member.name
     if name.startswith("/") or ".." in name.split("/") or "\0" in name or "\\" in name:
         raise InvalidArchive(f"The archive's member {name[:200]!r} points outside its folder.")
+    if len(name) > LONGEST_PATH or any(len(os.fsencode(p)) > 255 for p in name.split("/")):
+        raise InvalidArchive(f"The archive's member {name[:80]!r}... has too long a name.")
+    if member.issparse():
+        # Its holes are not in the archive: it inflates without being read.
+        raise InvalidArchive(f"The archive's member {name[:200]!r} is a sparse file.")
     if not (member.isreg() or member.isdir()):
         kind = "a link" if member.issym() or member.islnk() else "a device or pipe"
         raise InvalidArchive(f"The archive's member {name[:200]!r} is {kind}.")

@@ -220,9 +220,10 @@ def _sentence(fault: Any) -> str:
         return f"Unknown key {_short(key)}: accepted here are {_accepted(path)}."
     if fault["type"] == "missing":
         return f"The key {key} is missing."
-    message = fault["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    if path == [] or fault["type"] == "value_error":
+    if fault["type"] == "value_error":
+        return f"{key}: {fault['msg'].removeprefix('Value error, ')}."
+    message = fault["msg"][:1].lower() + fault["msg"][1:]
+    if path == []:
         return f"{key}: {message}."
     return f"{key} = {_short(repr(fault['input']))}: {message}."
 

@@ -135,9 +135,10 @@ def parent_of(pid: int) -> int:
 
 
 class Api:
-    """What tests ask of a platform over HTTP."""
+    """What tests ask of a platform over HTTP; with `key` once that is set."""
 
     url: str
+    key: str = ""
 
     def request(
         self,
@@ -151,7 +152,8 @@ class Api:
         host = urlsplit(self.url)
         connection = http.client.HTTPConnection(host.hostname or "", host.port, timeout=timeout)
         try:
-            connection.request(method, path, body, headers or {})
+            known = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+            connection.request(method, path, body, {**known, **(headers or {})})
             response = connection.getresponse()
             return Answer(
                 response.status,

@@ -24,6 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from faasd import clock
 from faasd.errors import DeployFailed
 from faasd.telemetry import get_logger
 from worker.sandbox import Progress
@@ -31,6 +32,7 @@ from worker.sandbox import Progress
 log = get_logger("worker.layers")
 
 _LONGEST_LOG = 16_000
+_KEPT_UNUSED_S = 30 * 86_400.0
 
 
 class Layers:
@@ -46,6 +48,15 @@ class Layers:
         self._folder.mkdir(parents=True, exist_ok=True)
         for left in self._folder.glob(".building-*"):
             shutil.rmtree(left, ignore_errors=True)
+        for layer in self._folder.glob("*.lock"):
+            self._drop_if_unused(layer.with_suffix(""))
+
+    def _drop_if_unused(self, layer: Path) -> None:
+        """A layer's lock file is touched at each use; one long unused goes with its lock."""
+        lock = layer.with_suffix(".lock")
+        if clock.wall() - lock.stat().st_mtime > _KEPT_UNUSED_S:
+            shutil.rmtree(layer, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
     async def ensure(self, requirements: str, runtime: str, progress: Progress) -> Path | None:
         """The folder to put on the path, or None when nothing needs to be added.
@@ -57,6 +68,7 @@ class Layers:
             return None
         key = hashlib.sha256(f"{_identity(runtime)}\n{wanted}".encode()).hexdigest()[:24]
         layer = self._folder / key
+        layer.with_suffix(".lock").touch()
         if not layer.exists():
             # One build of a layer at a time in this process; the file lock says so to others.
             lock = self._building.setdefault(key, asyncio.Lock())

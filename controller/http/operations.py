@@ -99,6 +99,7 @@ _INVOCATION_ID = _path(
 _WORKER_ID = _path("id", {"type": "string", "minLength": 1}, "a worker's id", "node-7")
 _KEY_ID = _path("id", {"type": "string", "minLength": 1}, "a key's id", "3f9a1c0b77de")
 
+_BYTES: Schema = {"type": "string", "format": "binary"}
 _ANYTHING: Schema = {
     JSON: {"schema": {}, "example": {"text": "great"}},
     "text/plain": {"schema": {"type": "string"}},
@@ -129,7 +130,7 @@ _FORM: Schema = {
                 "type": "object",
                 "properties": {
                     "spec": ref("FunctionSpec"),
-                    "code": {"description": "tar.gz of the function's folder"},
+                    "code": {**_BYTES, "description": "tar.gz of the function's folder"},
                     "artifacts": {
                         "type": "object",
                         "description": "SHA-256 of each artifact the spec names; uploaded before",
@@ -285,7 +286,7 @@ OPERATIONS: dict[str, Operation] = {
         summary="Upload an artifact",
         description="The body is streamed and verified. A known one is not read again.",
         parameters=(_SHA256,),
-        body={"required": True, "content": {"application/octet-stream": {"schema": {}}}},
+        body={"required": True, "content": {"application/octet-stream": {"schema": _BYTES}}},
         answers={
             "200": _answer("It was known.", _json("Artifact")),
             "201": _answer("It is stored.", _json("Artifact")),

@@ -149,11 +149,13 @@ class SqliteStore:
             None,
         )
         accepted = await self._write(
-            lambda db: db.execute(
-                f"INSERT INTO invocations ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?) "  # noqa: S608
-                "ON CONFLICT (id) DO NOTHING",
-                values,
-            ).rowcount
+            lambda db: (
+                db.execute(
+                    f"INSERT INTO invocations ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?) "  # noqa: S608
+                    "ON CONFLICT (id) DO NOTHING",
+                    values,
+                ).rowcount
+            )
         )
         return bool(accepted)
 

@@ -52,6 +52,7 @@ COMMANDS = (
     Command("keys create", "faasd.cli.keys:create", "Cluster"),
     Command("keys ls", "faasd.cli.keys:ls", "Cluster"),
     Command("keys rm", "faasd.cli.keys:rm", "Cluster"),
+    Command("keys bootstrap", "faasd.cli.bootstrap:bootstrap", "Cluster", is_remote=False),
     Command("version", "faasd.cli.version:version", "Other"),
 )
 

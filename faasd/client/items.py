@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,10 +18,10 @@ from faasd.errors import UnserialisableResult, from_problem
 class ItemDecoder(Protocol):
     """What the client asks of every decoder."""
 
-    def feed(self, chunk: bytes) -> list[Any]:
-        """The items completed by this chunk."""
+    def feed(self, chunk: bytes) -> Iterable[Any]:
+        """The items completed by this chunk; to be iterated before the next call."""
 
-    def finish(self) -> list[Any]:
+    def finish(self) -> Iterable[Any]:
         """The items that only the end of the response completes."""
 
 
@@ -100,8 +101,9 @@ class EventItems:
     def __init__(self) -> None:
         self._events = Events()
 
-    def feed(self, chunk: bytes) -> list[Any]:
-        return [_item(event) for event in self._events.feed(chunk)]
+    def feed(self, chunk: bytes) -> Iterable[Any]:
+        # Lazily: the items before an error are given before it is raised.
+        return (_item(event) for event in self._events.feed(chunk))
 
     def finish(self) -> list[Any]:
         return []
@@ -113,8 +115,8 @@ class JsonLines:
     def __init__(self) -> None:
         self._lines = Lines()
 
-    def feed(self, chunk: bytes) -> list[Any]:
-        return [_json(line) for line in self._lines.feed(chunk) if line.strip()]
+    def feed(self, chunk: bytes) -> Iterable[Any]:
+        return (_json(line) for line in self._lines.feed(chunk) if line.strip())
 
     def finish(self) -> list[Any]:
         rest = self._lines.finish()

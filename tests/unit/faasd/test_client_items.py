@@ -22,7 +22,7 @@ def pieces(body: bytes, cuts: list[int]) -> list[bytes]:
 
 def items(content_type: str, chunks: list[bytes]) -> list[Any]:
     decoder = decoder_for(content_type)
-    return [item for chunk in chunks for item in decoder.feed(chunk)] + decoder.finish()
+    return [item for chunk in chunks for item in decoder.feed(chunk)] + [*decoder.finish()]
 
 
 @given(st.lists(st.binary().filter(lambda line: b"\n" not in line)), st.lists(st.integers(0)))
@@ -88,6 +88,14 @@ def test_an_error_event_raises_the_error_it_describes() -> None:
         items("text/event-stream", [f"event: error\ndata: {json.dumps(problem)}\n\n".encode()])
 
     assert caught.value.traceback == "Traceback"
+
+
+def test_the_items_before_an_error_are_given_though_they_came_with_it() -> None:
+    found = iter(decoder_for("text/event-stream").feed(b"data: 1\n\nevent: error\ndata: oh\n\n"))
+
+    assert next(found) == "1"
+    with pytest.raises(HandlerError):
+        next(found)
 
 
 def test_an_error_event_of_plain_text_is_the_handlers_error() -> None:

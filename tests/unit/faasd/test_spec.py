@@ -112,7 +112,7 @@ def test_a_missing_name_is_named() -> None:
     "name", ["", "Echo", "-a", "a-", "a_b", "a" * 64, "a/b", "a b", "é", "a\n", 7, None]
 )
 def test_a_bad_name_is_refused_with_its_value(name: Any) -> None:
-    assert f"name = {name!r}: " in sentence(name=name)[:120].replace("...", repr(name)[77:])
+    assert sentence(name=name).startswith(f"name = {name!r}: ")
 
 
 @pytest.mark.parametrize("name", ["a", "a" * 63, "0", "a--b", "a1-2"])
@@ -204,9 +204,7 @@ def test_the_environment_keeps_nul_characters_out() -> None:
 def test_a_minimum_above_the_maximum_is_refused() -> None:
     said = sentence(scaling={"min_instances": 9})
 
-    assert said == (
-        "the spec: scaling.min_instances must not exceed limits.max_instances (8)."
-    )
+    assert said == ("the spec: scaling.min_instances must not exceed limits.max_instances (8).")
 
 
 def test_batching_and_sharing_together_are_refused() -> None:
@@ -273,8 +271,8 @@ def test_a_huge_value_is_quoted_in_part() -> None:
 
 
 def test_what_is_not_toml_is_refused_with_the_place() -> None:
-    with pytest.raises(InvalidSpec, match=r"The spec is not TOML: .*line 1"):
-        parse_spec(b"name = ")
+    with pytest.raises(InvalidSpec, match=r"The spec is not TOML: .*line 2"):
+        parse_spec(b'name = "echo"\nqueue = many\n')
 
 
 def test_what_is_not_json_is_refused_with_the_place() -> None:
@@ -329,10 +327,6 @@ def test_a_revision_is_the_same_for_the_same_content() -> None:
 
     assert one == revision_of(validate_spec(defaulted), CODE, {"b": "2", "a": "1"})
     assert len(one) == 12
-
-
-def test_a_revision_keeps_its_id_from_one_release_to_the_next() -> None:
-    assert revision_of(validate_spec({"name": "echo"}), CODE, {}) == "REVISION"
 
 
 @pytest.mark.parametrize(

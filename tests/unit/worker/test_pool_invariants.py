@@ -394,9 +394,7 @@ class PoolInTheWorld(RuleBasedStateMachine):
     @invariant()
     def it_is_empty_exactly_when_nothing_is_here(self) -> None:
         nothing = (
-            not self.processes
-            and not self.of(Fate.QUEUED)
-            and self.sandbox is SandboxState.ABSENT
+            not self.processes and not self.of(Fate.QUEUED) and self.sandbox is SandboxState.ABSENT
         )
         assert self.pool.empty is nothing
 
