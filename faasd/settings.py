@@ -1,11 +1,12 @@
 """Every tunable of the daemons: its unit, its default, what it does.
 
-Built once on the command line (defaults < file < environment < flags) and passed down. Environment
+Built once on the command line (defaults < environment < flags) and passed down. Environment
 variables are FAASD_ plus the field's name, e.g. FAASD_PORT.
 """
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
@@ -24,11 +25,15 @@ from faasd.errors import BadRequest
 # A worker's sandboxes run elsewhere than where it was started.
 Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
-_LOOPBACK = ("127.", "localhost", "::1")
-
 
 def is_loopback(host: str) -> bool:
-    return host.startswith(_LOOPBACK)
+    """Whether the name or address can only mean this machine."""
+    if host in ("localhost", "::1"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class ControllerSettings(BaseSettings):

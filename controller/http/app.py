@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -21,11 +22,13 @@ from faasd.errors import (
     BadRequest,
     BodyTooLarge,
     FaasdError,
+    Forbidden,
     InternalError,
     InvalidSpec,
     NotFound,
 )
 from faasd.invocation import StartKind, Timings
+from faasd.settings import is_loopback
 from faasd.spec import check_name
 from faasd.telemetry import Metrics, get_logger
 
@@ -83,6 +86,7 @@ def build_app(parts: Parts, routes: list[Route]) -> web.Application:
 def _guarded(route: Route) -> Handler:
     async def guarded(request: web.Request) -> web.StreamResponse:
         if route.role is not None:
+            _refuse_foreign_pages(request)
             caller = await request.app[PARTS].keys.caller(
                 request.headers.get("Authorization"), _namespace(request)
             )
@@ -91,6 +95,32 @@ def _guarded(route: Route) -> Handler:
         return await route.handler(request)
 
     return guarded
+
+
+def _refuse_foreign_pages(request: web.Request) -> None:
+    """A browser on this machine must not be made to call us by a page of somebody else's.
+
+    Only where no key is sent: then the address is loopback, and so must be the names in Host
+    (against DNS rebinding) and Origin. Raises Forbidden.
+    """
+    if "Authorization" in request.headers:
+        return
+    named = [f"//{request.host}"]
+    if "Origin" in request.headers:
+        named.append(request.headers["Origin"])
+    for url in named:
+        if not is_loopback(_host_of(url)):
+            raise Forbidden(
+                f"A request for or from {url[:80]!r} needs an API key.",
+                remedy="Send one in the header Authorization, or call 127.0.0.1 directly.",
+            )
+
+
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _namespace(request: web.Request) -> str | None:

@@ -194,3 +194,14 @@ def test_an_admin_key_made_in_the_data_folder_opens_other_addresses(tmp_path: Pa
         assert platform.get("/v1/functions").status == 401
         authorized = {"Authorization": f"Bearer {made.stdout.strip()}"}
         assert platform.request("GET", "/v1/functions", headers=authorized).status == 200
+
+
+def test_a_page_of_another_site_cannot_call_the_platform_without_a_key(
+    platform: Platform,
+) -> None:
+    """Neither across origins nor by a name that was made to point here."""
+    for header in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
+        answer = platform.request("GET", "/v1/functions", headers=header)
+        assert answer.status == 403
+        assert "evil.example" in answer.json()["detail"]
+    assert platform.request("GET", "/v1/functions", headers={"Host": "localhost"}).status == 200
