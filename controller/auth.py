@@ -71,9 +71,15 @@ class Keys:
     async def create(self, name: str, role: str, namespace: str) -> tuple[StoredKey, str]:
         """A new key and its secret, which is kept nowhere. Raises BadRequest."""
         if role not in ROLES:
-            raise BadRequest(f"role = {role[:40]!r}: accepted are {', '.join(ROLES)}.")
+            raise BadRequest(
+                f"role = {role[:40]!r}: accepted are {', '.join(ROLES)}.",
+                remedy="Choose the least role that does.",
+            )
         if not re.fullmatch(r"[\w .@-]{1,80}", name):
-            raise BadRequest("name: use 1 to 80 letters, digits, blanks, dots, @ or hyphens.")
+            raise BadRequest(
+                "name: use 1 to 80 letters, digits, blanks, dots, @ or hyphens.",
+                remedy="Name the key for what it is used for, e.g. `ci`.",
+            )
         secret = _PREFIX + secrets.token_urlsafe(32)
         key = StoredKey(
             id=secrets.token_hex(6),
@@ -87,8 +93,9 @@ class Keys:
         return key, secret
 
     async def remove(self, identity: str) -> bool:
-        self._by_digest.clear()
         removed = await self._store.remove_key(identity)
+        # Only now: a request that came meanwhile has looked the key up again.
+        self._by_digest.clear()
         self._any = bool(await self._store.keys()) or not self._open_to_all
         return removed
 

@@ -118,7 +118,7 @@ class Gateway:
             reply = await self.invoke(invocation)
             if reply.chunks is not None:
                 streaming = True
-                reply.chunks = self._recorded(reply, slot, fingerprint, done)
+                reply.chunks = self._recorded(reply, reply.chunks, slot, fingerprint, done)
                 return reply, False
             kept_result = _kept(reply, reply.body)
             if kept_result.status < 500:
@@ -133,6 +133,7 @@ class Gateway:
     async def _recorded(
         self,
         reply: Reply,
+        chunks: AsyncIterator[bytes],
         slot: tuple[str, str],
         fingerprint: str,
         done: asyncio.Future[StoredResult | None],
@@ -140,8 +141,6 @@ class Gateway:
         """A streamed reply, kept under its key once it came to its end."""
         body = bytearray()
         kept: StoredResult | None = None
-        chunks = reply.chunks
-        assert chunks is not None
         try:
             async for chunk in chunks:
                 if len(body) <= _LARGEST_KEPT_STREAM:

@@ -154,12 +154,14 @@ class Registry:
     def _check_code(self, revision: Revision) -> None:
         files = set(archive.check(self._blobs.path(revision.code_sha256), max_mb=self._code_max_mb))
         files |= {name.removeprefix("./") for name in files}
-        for attribute in filter(None, (revision.spec.handler, revision.spec.load)):
+        for key, attribute in (("handler", revision.spec.handler), ("load", revision.spec.load)):
+            if attribute is None:
+                continue
             module = attribute.partition(":")[0].replace(".", "/")
             if not {f"{module}.py", f"{module}/__init__.py"} & files:
                 listing = ", ".join(sorted(n for n in files if n.endswith(".py"))[:20]) or "none"
                 raise InvalidSpec(
-                    f"handler = {attribute!r}: there is no {module}.py in the archive; "
+                    f"{key} = {attribute!r}: there is no {module}.py in the archive; "
                     f"its Python files are {listing}."
                 )
         requirements = revision.spec.requirements

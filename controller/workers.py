@@ -128,7 +128,7 @@ class Workers:
                 del member.per_revision[key]
 
     async def any(self, patience_s: float) -> None:
-        """Wait until some worker is up. Raises Unavailable."""
+        """Wait until some worker is up, at most so many seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 while not any(m.status is WorkerStatus.UP for m in self._members.values()):

@@ -31,6 +31,10 @@ from faasd.errors import InvalidSpec
 
 MAX_SPEC_BYTES = 256 * 1024
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+# The time that tomllib takes grows with the square of the parts of a dotted key.
+_DEEP_KEY = re.compile(
+    r"""(?<![\w-])(?>(?:[\w-]+|"(?:[^"\\\n]|\\.){0,64}"|'[^'\n]{0,64}')[ \t]*\.[ \t]*){32}"""
+)
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Attribute = Annotated[
@@ -193,11 +197,17 @@ def parse_spec(text: bytes, content_type: str = "application/toml") -> FunctionS
         )
     try:
         decoded = text.decode("utf-8")
-        raw = json.loads(decoded) if "json" in content_type else tomllib.loads(decoded)
+        raw = json.loads(decoded) if "json" in content_type else _toml(decoded)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         kind = "JSON" if "json" in content_type else "TOML"
         raise InvalidSpec(f"The spec is not {kind}: {error}.") from None
     return validate_spec(raw)
+
+
+def _toml(text: str) -> Any:
+    if _DEEP_KEY.search(text):
+        raise InvalidSpec("The spec nests tables deeper than any key that is accepted.")
+    return tomllib.loads(text)
 
 
 def validate_spec(raw: Any) -> FunctionSpec:
@@ -225,7 +235,14 @@ def _sentence(fault: Any) -> str:
     message = fault["msg"][:1].lower() + fault["msg"][1:]
     if path == []:
         return f"{key}: {message}."
-    return f"{key} = {_short(repr(fault['input']))}: {message}."
+    return f"{key} = {_shown(fault['input'])}: {message}."
+
+
+def _shown(value: Any) -> str:
+    try:
+        return _short(repr(value))
+    except RecursionError:
+        return "(deeply nested)"
 
 
 def _short(text: str) -> str:

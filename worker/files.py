@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import secrets
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -67,8 +69,12 @@ class RevisionFiles:
     async def forget(self, revision: Revision) -> None:
         """Remove a revision's folder; its blobs stay until `prune`."""
         folder = self._folder / _folder_name(revision)
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        left = folder.with_suffix(f".{secrets.token_hex(4)}.placing")
+        # Out of the way before anything is awaited: the revision may be placed again meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(left)
         self._placing.pop(revision.key, None)
+        await asyncio.to_thread(shutil.rmtree, left, ignore_errors=True)
 
     def prune(self, wanted: set[str]) -> None:
         """Drop the blobs that no revision here needs."""

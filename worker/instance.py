@@ -32,7 +32,7 @@ class InstanceLink(asyncio.Protocol):
         self.pid = 0
         self.attached: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._events = events
-        self._pipes = pipes
+        self.pipes = pipes
         self._tags = tags
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
@@ -40,6 +40,7 @@ class InstanceLink(asyncio.Protocol):
         self._closed = False
         self._fault: str | None = None
         self._status: int | None = None
+        self._requests: dict[int, str] = {}
 
     def pids(self) -> list[int]:
         return [self.pid] if self.pid else []
@@ -47,9 +48,14 @@ class InstanceLink(asyncio.Protocol):
     def call(self, calls: Sequence[Call]) -> None:
         if self._transport is None or self._lost:
             return
-        if not self._tags:
+        if self._tags:
+            for call, meta, _body in calls:
+                self._requests[call] = meta.get("request_id", "")
+                for pipe in self.pipes:
+                    pipe.expect(self._requests[call])
+        else:
             request = calls[0][1].get("request_id", "") if len(calls) == 1 else ""
-            for pipe in self._pipes:
+            for pipe in self.pipes:
                 pipe.switch(request)
         body = msgpack.packb(["call", calls])
         self._transport.writelines((_LENGTH.pack(len(body)), body))
@@ -75,6 +81,15 @@ class InstanceLink(asyncio.Protocol):
     def resume(self) -> None:
         if self._transport is not None and not self._lost:
             self._transport.resume_reading()
+
+    def discard(self) -> None:
+        """Give up an instance that did not come to serve: nobody will hear of it."""
+        self._closed = True
+        self.kill()
+        if self._transport is not None:
+            self._transport.abort()
+        for pipe in self.pipes:
+            pipe.close()
 
     def exited(self, status: int) -> None:
         """The template collected the process."""
@@ -118,7 +133,7 @@ class InstanceLink(asyncio.Protocol):
         if self._closed:
             return
         self._closed = True
-        for pipe in self._pipes:
+        for pipe in self.pipes:
             pipe.close()
         detail = self._fault or "ended"
         if self._fault is None and self._status is not None:
@@ -148,26 +163,29 @@ class InstanceLink(asyncio.Protocol):
         kind = frame[0]
         if kind == "result":
             _, call, status, content_type, headers, exec_ms, body = frame
-            self._settle_output()
+            self._settle_output(call)
             self._events.on_result(call, status, content_type, headers, exec_ms, body)
         elif kind == "chunk":
             self._events.on_chunk(frame[1], frame[2])
         elif kind == "start":
             self._events.on_start(frame[1], frame[2], frame[3])
         elif kind == "end":
-            self._settle_output()
+            self._settle_output(frame[1])
             self._events.on_end(frame[1], frame[2])
         elif kind == "error":
-            self._settle_output()
+            self._settle_output(frame[1])
             self._events.on_error(frame[1], dict(frame[2]), frame[3])
         elif kind in ("attached", "refused") and not self.attached.done():
             self.attached.set_result({"kind": kind, **frame[1]})
         else:
             raise ValueError(f"unknown frame {kind!r}")
 
-    def _settle_output(self) -> None:
-        if not self._tags:
-            for pipe in self._pipes:
+    def _settle_output(self, call: int) -> None:
+        request = self._requests.pop(call, "")
+        for pipe in self.pipes:
+            if self._tags:
+                pipe.settle(request)
+            else:
                 pipe.switch("")
 
     def _reject(self, fault: str) -> None:

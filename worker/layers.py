@@ -32,6 +32,8 @@ from worker.sandbox import Progress
 log = get_logger("worker.layers")
 
 _LONGEST_LOG = 16_000
+# Paths and addresses; and pip puts the environment's values, which may be secret, for ${NAME}.
+_OUTSIDE = set("/\\@$")
 _KEPT_UNUSED_S = 30 * 86_400.0
 
 
@@ -140,7 +142,7 @@ def _normalised(requirements: str) -> str:
     kept = []
     for raw in requirements.splitlines():
         line = re.sub(r"(^|\s+)#.*$", "", raw).strip()
-        if line.startswith(("-", ".", "/")) or "://" in line:
+        if line.startswith(("-", ".")) or _OUTSIDE & set(line):
             raise DeployFailed(
                 f"requirements.txt: {line[:200]!r} is not accepted.",
                 remedy="List packages by name and version only; ship local code in the folder.",

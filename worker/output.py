@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from faasd import clock
@@ -80,8 +80,8 @@ class OutputPipe:
         self._stream = stream
         self._emit = emit
         self._budget = budget
-        self._left = budget
-        self._dropped = 0
+        self._left = {"": budget}
+        self._dropped: Counter[str] = Counter()
         self._request = ""
         self._partial = b""
         self._loop = asyncio.get_running_loop()
@@ -100,9 +100,21 @@ class OutputPipe:
         """What is in the pipe belongs to the request so far; what comes next to `request_id`."""
         self._drain()
         self._flush()
-        self._say_dropped()
+        self._say_dropped(self._request)
         self._request = request_id
-        self._left = self._budget
+        self._left = {request_id: self._budget}
+
+    def expect(self, request_id: str) -> None:
+        """Lines marked with this request belong to it from now on, beside those of others."""
+        self._left[request_id] = self._budget
+
+    def settle(self, request_id: str) -> None:
+        """No more lines of this request are expected."""
+        self._drain()
+        for request in (request_id, ""):
+            self._say_dropped(request)
+        self._left.pop(request_id, None)
+        self._left[""] = self._budget
 
     def close(self) -> None:
         """Read what is left, then close. Safe to call twice."""
@@ -110,7 +122,8 @@ class OutputPipe:
             return
         self._drain()
         self._flush()
-        self._say_dropped()
+        for request in list(self._dropped):
+            self._say_dropped(request)
         self._open = False
         self._loop.remove_reader(self._fd)
         os.close(self._fd)
@@ -139,8 +152,8 @@ class OutputPipe:
         return True
 
     def _take(self, data: bytes) -> None:
-        if self._left <= 0:
-            self._dropped += len(data)
+        if self._request and self._left[self._request] <= 0:
+            self._dropped[self._request] += len(data)
             return
         *lines, rest = (self._partial + data).split(b"\n")
         if len(rest) > LONGEST_LINE:
@@ -151,14 +164,16 @@ class OutputPipe:
             self._line(line)
 
     def _line(self, raw: bytes) -> None:
-        self._left -= len(raw) + 1
-        if self._left <= 0:
-            self._dropped += len(raw)
-            return
         line = raw[:LONGEST_LINE].decode("utf-8", "replace")
         request = self._request
         if line.startswith(_MARK):
-            request, _, line = line[1:].partition(_END_OF_MARK)
+            marked, _, line = line[1:].partition(_END_OF_MARK)
+            # A function can print a mark too: it counts only for what is running.
+            request = marked if marked in self._left else request
+        self._left[request] -= len(raw) + 1
+        if self._left[request] <= 0:
+            self._dropped[request] += len(raw)
+            return
         self._emit(request, self._stream, line)
 
     def _flush(self) -> None:
@@ -166,13 +181,12 @@ class OutputPipe:
             raw, self._partial = self._partial, b""
             self._line(raw)
 
-    def _say_dropped(self) -> None:
-        if self._dropped:
+    def _say_dropped(self, request: str) -> None:
+        dropped = self._dropped.pop(request, 0)
+        if dropped:
             kept_kb = self._budget // 1024
             self._emit(
-                self._request,
+                request,
                 self._stream,
-                f"[faasd dropped {self._dropped} bytes of output: {kept_kb} KB are kept "
-                "per invocation]",
+                f"[faasd dropped {dropped} bytes of output: {kept_kb} KB are kept per invocation]",
             )
-            self._dropped = 0

@@ -161,6 +161,7 @@ class Pool:
         self._sandbox_kind = StartKind.COLD
         self._sandbox_ready_at = 0.0
         self._failures = 0
+        self._useless = 0
         self._failed_until: float | None = None
         self._used_at = 0.0
         self._retired = False
@@ -228,6 +229,7 @@ class Pool:
         if instance is None:
             return
         instance.calls.discard(call)
+        self._useless = 0
         self._used_at = now
         if instance.calls:
             return
@@ -278,6 +280,11 @@ class Pool:
             self.instance_failed(identity, now, final=False)
             return []
         del self._instances[identity]
+        if instance.state is InstanceState.IDLE and not instance.dispatched_at:
+            # It ended by itself before it was of any use; the next one may do the same.
+            self._useless += 1
+            if self._useless >= _START_ATTEMPTS:
+                self._failed_until = now + _back_off_s(self._useless)
         if instance.calls:
             self._used_at = now
         for call in instance.calls:
@@ -362,7 +369,7 @@ class Pool:
     def _note_failure(self, now: float, *, final: bool) -> None:
         self._failures += 1
         if final or self._failures >= _START_ATTEMPTS:
-            self._failed_until = now + min(60.0, 0.5 * 2 ** min(self._failures, 8))
+            self._failed_until = now + _back_off_s(self._failures)
 
     def _from_this_sandbox(self, instance: _Instance) -> bool:
         """Whether its failure is news: a sandbox that died has been counted with all its forks."""
@@ -464,7 +471,7 @@ class Pool:
         scaling = ConcurrencyScaling(minimum=minimum, maximum=self._limits.max_instances)
         demand = Demand(
             queued=len(self._queue),
-            running=len(self._where),
+            running=sum(self._places_taken(instance) for instance in live),
             live=len(live),
             per_instance=self._limits.per_instance,
             waited_s=self._waited_s(now),
@@ -476,6 +483,12 @@ class Pool:
             return 0
         # Instances that are ending still hold memory: they count against the maximum.
         return min(missing, self._limits.max_instances - len(self._instances))
+
+    def _places_taken(self, instance: _Instance) -> int:
+        """A batch under way takes nothing more on, however small it is."""
+        if self._limits.batch > 1 and instance.calls:
+            return self._limits.per_instance
+        return len(instance.calls)
 
     def _shrink(self, now: float) -> list[Action]:
         idle = [i for i in self._instances.values() if i.state is InstanceState.IDLE]
@@ -510,6 +523,10 @@ class Pool:
             self._sandbox = SandboxState.ABSENT
             return [CloseSandbox()]
         return []
+
+
+def _back_off_s(failures: int) -> float:
+    return min(60.0, 0.5 * 2.0 ** min(failures, 8))
 
 
 def _smooth(old: float | None, new: float) -> float:

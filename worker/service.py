@@ -16,6 +16,7 @@ from typing import Any
 from faasd import clock
 from faasd.errors import (
     Cancelled,
+    Conflict,
     DeadlineExceeded,
     DeployFailed,
     FaasdError,
@@ -45,6 +46,7 @@ log = get_logger("worker.service")
 
 _call_ids = itertools.count(1)
 _WINDOW_BYTES = 1 << 20
+_REMEDIES = {"bad_request": "Send a body that is what its Content-Type says."}
 
 
 def no_progress(_stage: str, _detail: str) -> None:
@@ -141,9 +143,13 @@ class _Running:
         exec_ms: float,
         body: bytes,
     ) -> None:
-        pending = self.calls.pop(call, None)
+        pending = self.calls.get(call)
         if pending is None:
             return
+        # The call stays ours until its reply is made: a forged one raises here, which ends the
+        # instance and answers the call with that.
+        if not isinstance(body, bytes):
+            raise TypeError("a body is bytes")
         reply = Reply(
             status=int(status),
             content_type=str(content_type),
@@ -153,6 +159,7 @@ class _Running:
             worker=self.service.worker_id,
             body=body,
         )
+        del self.calls[call]
         self.service.answered(pending, reply)
 
     def on_start(self, call: int, status: int, content_type: str) -> None:
@@ -186,10 +193,10 @@ class _Running:
             self.service.answered(pending, None)
 
     def on_error(self, call: int, problem: dict[str, Any], exec_ms: float) -> None:
+        took_ms = float(exec_ms)
         pending = self.calls.pop(call, None)
         if pending is not None:
-            error = self.service.user_error(problem)
-            self.service.failed(pending, error, exec_ms=float(exec_ms))
+            self.service.failed(pending, self.service.user_error(problem), exec_ms=took_ms)
 
     def on_closed(self, end: Exit) -> None:
         self.service.instance_closed(self, end)
@@ -293,6 +300,7 @@ class RevisionService:
 
     def retire(self) -> None:
         """Finish what is here, then end everything."""
+        self._template_verdict(Conflict("The revision was replaced while it was being tried."))
         self.pool.retire()
         self._step()
 
@@ -514,7 +522,7 @@ class RevisionService:
         final = isinstance(error, DeployFailed | OutOfMemory)
         self.pool.instance_failed(number, clock.monotonic(), final=final)
         if self.pool.failing:
-            self._template_verdict(error)
+            self._template_verdict(error if final else DeployFailed(error.detail))
         self._step()
 
     def _stop(self, number: int) -> None:
@@ -566,6 +574,7 @@ class RevisionService:
         if running is None or pending.id not in running.calls:
             return
         pending.stop_reason = reason
+        self._note_cost(pending, reason, (clock.monotonic() - pending.dispatched) * 1000)
         _fail_answer(pending, reason)
         if grace_s <= 0:
             self._kill(running, reason)
@@ -672,7 +681,7 @@ class RevisionService:
         code = str(problem.get("code"))
         message = str(problem.get("message", ""))
         if code in ("bad_request", "unserialisable_result", "cancelled"):
-            return from_problem({"code": code, "detail": message})
+            return from_problem({"code": code, "detail": message, "remedy": _REMEDIES.get(code)})
         kind = str(problem.get("type"))
         trace = str(problem.get("traceback", ""))
         detail = f"The function raised {kind}" + (f": {message}" if message else "") + "."

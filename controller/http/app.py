@@ -86,10 +86,10 @@ def build_app(parts: Parts, routes: list[Route]) -> web.Application:
 def _guarded(route: Route) -> Handler:
     async def guarded(request: web.Request) -> web.StreamResponse:
         if route.role is not None:
-            _refuse_foreign_pages(request)
             caller = await request.app[PARTS].keys.caller(
                 request.headers.get("Authorization"), _namespace(request)
             )
+            _refuse_foreign_pages(request)
             caller.require(route.role)
             request[CALLER] = caller
         return await route.handler(request)
@@ -100,18 +100,16 @@ def _guarded(route: Route) -> Handler:
 def _refuse_foreign_pages(request: web.Request) -> None:
     """A browser on this machine must not be made to call us by a page of somebody else's.
 
-    Only where no key is sent: then the address is loopback, and so must be the names in Host
+    Only where no key is needed: then the address is loopback, and so must be the names in Host
     (against DNS rebinding) and Origin. Raises Forbidden.
     """
     if "Authorization" in request.headers:
         return
-    named = [f"//{request.host}"]
-    if "Origin" in request.headers:
-        named.append(request.headers["Origin"])
-    for url in named:
-        if not is_loopback(_host_of(url)):
+    for header, before in (("Host", "//"), ("Origin", "")):
+        named = request.headers.get(header)
+        if named is not None and not is_loopback(_host_of(before + named)):
             raise Forbidden(
-                f"A request for or from {url[:80]!r} needs an API key.",
+                f"A request with {header}: {named[:80]} needs an API key.",
                 remedy="Send one in the header Authorization, or call 127.0.0.1 directly.",
             )
 

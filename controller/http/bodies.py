@@ -13,6 +13,7 @@ from faasd.errors import BadRequest, BodyTooLarge
 
 _CHUNK = 1 << 18
 _SMALL = 1 << 20
+_SEND_AN_OBJECT = "Send a JSON object as /openapi.json describes it."
 
 
 async def read_body(request: web.Request, limit: int) -> bytes:
@@ -37,9 +38,12 @@ async def read_json(request: web.Request) -> dict[str, Any]:
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise BadRequest(f"The body is not JSON: {error}.") from None
+        raise BadRequest(f"The body is not JSON: {error}.", remedy=_SEND_AN_OBJECT) from None
     if not isinstance(value, dict):
-        raise BadRequest(f"The body must be a JSON object, not a {type(value).__name__}.")
+        raise BadRequest(
+            f"The body must be a JSON object, not a {type(value).__name__}.",
+            remedy=_SEND_AN_OBJECT,
+        )
     return value
 
 

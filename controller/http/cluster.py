@@ -30,10 +30,16 @@ async def create_key(request: web.Request) -> web.Response:
     wanted = await read_json(request)
     unknown = set(wanted) - {"name", "role", "namespace"}
     if unknown:
-        raise BadRequest(f"Unknown keys {sorted(unknown)}: accepted are name, role, namespace.")
+        raise BadRequest(
+            f"Unknown members {', '.join(sorted(unknown))[:80]}.",
+            remedy="Accepted are name, role and namespace.",
+        )
     values = {"name": "key", "role": "invoke", "namespace": DEFAULT_NAMESPACE, **wanted}
     if not all(isinstance(value, str) for value in values.values()):
-        raise BadRequest("name, role and namespace must be strings.")
+        raise BadRequest(
+            "name, role and namespace must be strings.",
+            remedy='Send e.g. {"name": "ci", "role": "deploy", "namespace": "default"}.',
+        )
     name_of(values["namespace"])
     key, secret = await request.app[PARTS].keys.create(**values)
     return web.json_response({**_shown(key), "key": secret}, status=201)

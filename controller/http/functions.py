@@ -26,6 +26,7 @@ from faasd.telemetry import get_logger
 log = get_logger("controller.http")
 
 _EVENTS = "text/event-stream"
+_FORM_REMEDY = "Send the form as /openapi.json describes it; `faasd deploy DIR` does."
 _SSE = {"Content-Type": _EVENTS, "Cache-Control": "no-cache"}
 
 
@@ -109,12 +110,12 @@ async def _read_form(request: web.Request) -> tuple[FunctionSpec, str, dict[str,
     if not request.content_type.startswith("multipart/"):
         raise BadRequest(
             "A deploy is a multipart form with the parts spec and code.",
-            remedy="Use `faasd deploy DIR`.",
+            remedy=_FORM_REMEDY,
         )
     try:
         async for part in await request.multipart():
             if not isinstance(part, BodyPartReader):
-                raise BadRequest("Parts within parts are not accepted.")
+                raise BadRequest("Parts within parts are not accepted.", remedy=_FORM_REMEDY)
             if part.name == "spec":
                 content_type = part.headers.get("Content-Type", "application/toml")
                 spec = parse_spec(await _read_part(part, MAX_SPEC_BYTES), content_type)
@@ -126,12 +127,15 @@ async def _read_form(request: web.Request) -> tuple[FunctionSpec, str, dict[str,
                 artifacts = _digests(await _read_part(part, MAX_SPEC_BYTES))
             else:
                 raise BadRequest(
-                    f"Unknown part {str(part.name)[:40]!r}: accepted are spec, code, artifacts."
+                    f"Unknown part {str(part.name)[:40]!r}: accepted are spec, code, artifacts.",
+                    remedy=_FORM_REMEDY,
                 )
     except (ValueError, AssertionError, LookupError, HttpProcessingError) as error:
-        raise BadRequest(f"The multipart form is malformed: {str(error)[:200]}.") from None
+        raise BadRequest(
+            f"The multipart form is malformed: {str(error)[:200]}.", remedy=_FORM_REMEDY
+        ) from None
     if spec is None or code is None:
-        raise BadRequest("The form needs both parts: spec and code.")
+        raise BadRequest("The form needs both parts: spec and code.", remedy=_FORM_REMEDY)
     return spec, code, artifacts
 
 
@@ -156,9 +160,11 @@ def _digests(text: bytes) -> dict[str, str]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadRequest(f"The part artifacts is not JSON: {error}.") from None
+        raise BadRequest(f"The part artifacts is not JSON: {error}.", remedy=_FORM_REMEDY) from None
     if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
-        raise BadRequest("artifacts must be a JSON object of names and SHA-256 digests.")
+        raise BadRequest(
+            "artifacts must be a JSON object of names and SHA-256 digests.", remedy=_FORM_REMEDY
+        )
     return {str(name): check_digest(digest) for name, digest in value.items()}
 
 

@@ -22,8 +22,18 @@ from controller.http.parameters import (
 )
 from controller.store.port import StoredInvocation
 from faasd import clock
-from faasd.errors import BadRequest, Conflict, DeadlineExceeded, FaasdError, UnserialisableResult
+from faasd.errors import (
+    BadRequest,
+    Conflict,
+    DeadlineExceeded,
+    FaasdError,
+    InternalError,
+    UnserialisableResult,
+)
 from faasd.invocation import PHASES, Invocation, Reply
+from faasd.telemetry import get_logger
+
+log = get_logger("controller.http")
 
 _EVENTS = "text/event-stream"
 _LONGEST_KEY = 255
@@ -115,7 +125,10 @@ def _idempotency_key(request: web.Request) -> str | None:
     if key is None:
         return None
     if not 0 < len(key) <= _LONGEST_KEY or not key.isascii() or not key.isprintable():
-        raise BadRequest(f"Idempotency-Key: use 1 to {_LONGEST_KEY} printable ASCII characters.")
+        raise BadRequest(
+            "The Idempotency-Key is not one.",
+            remedy=f"Use 1 to {_LONGEST_KEY} printable ASCII characters.",
+        )
     return key
 
 
@@ -176,6 +189,11 @@ async def _stream(
         await response.write_eof()
     except FaasdError as error:
         await _break_off(request, response, error)
+    except ConnectionError:
+        raise
+    except Exception:  # the boundary of a request whose status has gone out already
+        log.exception("request.failed", path=request.path, request_id=request[REQUEST_ID])
+        await _break_off(request, response, InternalError("The stream could not be completed."))
     finally:
         # Ends the invocation where the client went away in mid-stream.
         aclose = getattr(chunks, "aclose", None)

@@ -31,7 +31,10 @@ def query_int(request: web.Request, name: str, *, default: int, least: int, most
         return default
     readable = text.isascii() and text.isdigit() and len(text) <= 12
     if not readable or not least <= int(text) <= most:
-        raise BadRequest(f"{name} = {text[:40]!r}: a whole number from {least} to {most}.")
+        raise BadRequest(
+            f"{name} = {text[:40]!r} is not accepted.",
+            remedy=f"Use a whole number from {least} to {most}.",
+        )
     return int(text)
 
 
@@ -39,7 +42,9 @@ def query_choice(request: web.Request, name: str, accepted: Collection[str]) -> 
     """One of a few words of the query, or None. Raises BadRequest."""
     text = request.query.get(name)
     if text is not None and text not in accepted:
-        raise BadRequest(f"{name} = {text[:40]!r}: accepted are {', '.join(accepted)}.")
+        raise BadRequest(
+            f"{name} = {text[:40]!r} is not accepted.", remedy=f"Use one of {', '.join(accepted)}."
+        )
     return text
 
 

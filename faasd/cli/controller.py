@@ -7,26 +7,6 @@ from typing import Annotated
 
 import typer
 
-from controller.daemon import Controller
-from faasd.cli.running import run_daemon
-from faasd.errors import BadRequest
-from faasd.settings import ControllerSettings, build
-
-
-class _Daemon:
-    def __init__(self, settings: ControllerSettings) -> None:
-        self._settings = settings
-        self._controller: Controller | None = None
-
-    async def start(self) -> None:
-        self._controller = Controller(self._settings)
-        await self._controller.open()
-        await self._controller.serve()
-
-    async def aclose(self) -> None:
-        if self._controller is not None:
-            await self._controller.aclose()
-
 
 def controller(
     port: Annotated[int | None, typer.Option(help="Port of the HTTP API.")] = None,
@@ -39,6 +19,11 @@ def controller(
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Run a controller that workers join over TCP (FAASD_CLUSTER_SECRET is theirs too)."""
+    from faasd.cli.daemons import ControllerDaemon
+    from faasd.cli.running import run_daemon
+    from faasd.errors import BadRequest
+    from faasd.settings import ControllerSettings, build
+
     settings = build(
         ControllerSettings,
         host=host,
@@ -55,4 +40,4 @@ def controller(
             remedy="Set FAASD_CLUSTER_SECRET to at least 16 characters, e.g. of `openssl rand "
             "-hex 16`.",
         )
-    run_daemon(_Daemon(settings), log_level=log_level)
+    run_daemon(ControllerDaemon(settings), log_level=log_level)

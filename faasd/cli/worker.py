@@ -7,40 +7,6 @@ from typing import Annotated
 
 import typer
 
-from faasd.cli.running import run_daemon
-from faasd.errors import BadRequest
-from faasd.settings import WorkerSettings, build
-from worker.node import Node
-from worker.sandboxes import make_sandboxes
-from worker.uplink import RemoteSource, Uplink
-
-
-class _Daemon:
-    def __init__(self, settings: WorkerSettings, secret: str) -> None:
-        self._settings = settings
-        self._secret = secret
-        self._node: Node | None = None
-        self._uplink: Uplink | None = None
-
-    async def start(self) -> None:
-        source = RemoteSource()
-        self._node = Node(self._settings, make_sandboxes(self._settings), source)
-        self._uplink = Uplink(
-            self._node,
-            source,
-            address=self._settings.controller,
-            secret=self._secret,
-            heartbeat_s=self._settings.heartbeat_s,
-        )
-        await self._node.start()
-        await self._uplink.start()
-
-    async def aclose(self) -> None:
-        if self._uplink is not None:
-            await self._uplink.aclose()
-        if self._node is not None:
-            await self._node.aclose()
-
 
 def worker(
     controller: Annotated[str | None, typer.Option(help="HOST:PORT where it listens.")] = None,
@@ -54,6 +20,11 @@ def worker(
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Run a worker that joins a controller (FAASD_WORKER_CLUSTER_SECRET or FAASD_CLUSTER_SECRET)."""
+    from faasd.cli.daemons import WorkerDaemon
+    from faasd.cli.running import run_daemon
+    from faasd.errors import BadRequest
+    from faasd.settings import WorkerSettings, build
+
     settings = build(
         WorkerSettings,
         controller=controller,
@@ -68,4 +39,6 @@ def worker(
             "A worker needs the secret that it shares with its controller.",
             remedy="Set FAASD_CLUSTER_SECRET to the controller's.",
         )
-    run_daemon(_Daemon(settings, settings.cluster_secret.get_secret_value()), log_level=log_level)
+    run_daemon(
+        WorkerDaemon(settings, settings.cluster_secret.get_secret_value()), log_level=log_level
+    )

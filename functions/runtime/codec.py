@@ -40,24 +40,37 @@ def decode(content_type: str, body: bytes) -> Any:
 
 def _json(body: bytes) -> Any:
     try:
-        return json.loads(body)
+        return json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise BadEvent(f"The body is not JSON: {error}.") from None
 
 
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is no JSON number")
+
+
 def _text(body: bytes, parameters: str) -> str:
-    charset = parameters.partition("charset=")[2].strip().strip('"') or "utf-8"
+    named = dict(_parameter(one) for one in parameters.split(";"))
+    charset = named.get("charset") or "utf-8"
     try:
         return body.decode(charset)
-    except (LookupError, UnicodeDecodeError) as error:
+    except (LookupError, ValueError) as error:
         raise BadEvent(f"The body is not text in {charset}: {error}.") from None
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    return name.strip().lower(), value.strip().strip('"')
 
 
 def encode(result: Any) -> tuple[int, str, dict[str, str], bytes]:
     """Status, content type, headers and body of a handler's result. Raises BadResult."""
     if isinstance(result, Response):
         content_type, body = _encode_value(result.body)
-        return result.status, result.content_type or content_type, _headers(result), body
+        if not isinstance(result.status, int) or not 200 <= result.status <= 599:
+            raise BadResult(f"The response status {result.status!r} must lie between 200 and 599.")
+        headers = _headers(result)
+        return result.status, result.content_type or content_type, headers, body
     content_type, body = _encode_value(result)
     return 200, content_type, {}, body
 
@@ -76,7 +89,9 @@ def encode_event(item: Any) -> bytes:
             "yield str or JSON values, or ask without Accept: text/event-stream."
         )
     text = item if isinstance(item, str) else _dumps(item)
-    return "".join(f"data: {line}\n" for line in text.splitlines() or [""]).encode() + b"\n"
+    # A carriage return ends a line of an event stream too; a newline at the end must come through.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return "".join(f"data: {line}\n" for line in lines).encode("utf-8", "replace") + b"\n"
 
 
 def _encode_value(value: Any) -> tuple[str, bytes]:
@@ -103,7 +118,15 @@ def _plain(value: Any) -> Any:
 
 
 def _headers(response: Response) -> dict[str, str]:
-    for name, value in response.headers.items():
-        if not isinstance(name, str) or not isinstance(value, str) or "\n" in name + value:
+    chosen = response.headers
+    for name, value in (*chosen.items(), ("Content-Type", response.content_type or "")):
+        if not _is_line(name) or not _is_line(value):
             raise BadResult(f"The response header {name!r} must be one line of text.")
-    return response.headers
+    return chosen
+
+
+def _is_line(text: Any) -> bool:
+    # Half characters fit into no message and no header.
+    return isinstance(text, str) and not any(
+        c in "\r\n\0" or "\ud800" <= c <= "\udfff" for c in text
+    )

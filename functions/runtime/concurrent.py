@@ -11,6 +11,7 @@ import contextvars
 import functools
 import inspect
 import io
+import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,8 @@ import msgpack
 from . import codec, frames, process, report
 from .context import Context
 from .function import Function
+
+LONGEST_PART = 8_192
 
 _request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="")
 
@@ -41,10 +44,15 @@ class MarkedOutput(io.TextIOBase):
     def write(self, text: str) -> int:
         request = _request.get()
         *lines, rest = (self._partial.pop(request, "") + text).split("\n")
+        if len(rest) > LONGEST_PART:
+            lines.append(rest)
+            rest = ""
         if rest:
             self._partial[request] = rest
         for line in lines:
-            self._stream.write(f"\x1e{request}\x1f{line}\n")
+            for start in range(0, len(line) or 1, LONGEST_PART):
+                part = line[start : start + LONGEST_PART]
+                self._stream.write(f"\x1e{request}\x1f{part}\n")
         return len(text)
 
     def flush(self) -> None:
@@ -64,6 +72,7 @@ class _Shared:
     """Invocations as tasks of one loop. Not thread-safe; threads only run sync handlers."""
 
     def __init__(self, function: Function, link: frames.FrameStream) -> None:
+        self._pid = os.getpid()
         self._function = function
         self._sock = link.sock
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -125,7 +134,11 @@ class _Shared:
     async def _in_thread(self, work: Any) -> Any:
         inherited = contextvars.copy_context()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, functools.partial(inherited.run, work))
+        done = functools.partial(inherited.run, _outcome, work)
+        result, error = await loop.run_in_executor(self._threads, done)
+        if error is not None:
+            raise error
+        return result
 
     async def _stream(self, call_id: int, meta: dict[str, Any], items: Any) -> None:
         announced = False
@@ -138,6 +151,8 @@ class _Shared:
                 await self._write(["start", call_id, 200, content_type])
                 announced = True
             await self._write(["chunk", call_id, chunk])
+            # A generator that awaits nothing would keep its siblings, and its own end, waiting.
+            await asyncio.sleep(0)
         if not announced:
             empty = codec.EVENTS if meta.get("events") else codec.LINES
             await self._write(["start", call_id, 200, empty])
@@ -158,11 +173,20 @@ class _Shared:
             items.close()
 
     async def _write(self, message: list[Any]) -> None:
+        process.end_copy_of(self._pid)
         self._writer.write(frames.pack(message))
         try:
             await self._writer.drain()
         except ConnectionError:
             return
+
+
+def _outcome(work: Any) -> tuple[Any, BaseException | None]:
+    """Result or exception as values: a future refuses to carry a StopIteration, for ever."""
+    try:
+        return work(), None
+    except BaseException as error:  # user code; it is raised again by the one who waits for it
+        return None, error
 
 
 def _ms_since(started: float) -> float:

@@ -21,8 +21,8 @@ class Response:
         status: int = 200,
         headers: dict[str, str] | None = None,
     ) -> None:
-        if not 200 <= status <= 599:
-            raise ValueError(f"status must lie between 200 and 599, not {status}")
+        if not isinstance(status, int) or not 200 <= status <= 599:
+            raise ValueError(f"status must lie between 200 and 599, not {status!r}")
         self.body = body
         self.content_type = content_type
         self.status = status

@@ -84,6 +84,7 @@ class Serial:
     """One invocation, or one batch of them, at a time; blocks in recv between them."""
 
     def __init__(self, function: Function, link: frames.FrameStream) -> None:
+        self._pid = os.getpid()
         self._function = function
         self._link = link
         self._running = False
@@ -111,6 +112,7 @@ class Serial:
             raise InvocationCancelled
 
     def _write(self, message: list[Any]) -> None:
+        process.end_copy_of(self._pid)
         # A frame cut short would garble all that follow, so a cancellation waits for its end.
         self._writing = True
         try:

@@ -9,7 +9,8 @@ from typing import Any
 from . import codec
 from .context import InvocationCancelled
 
-LONGEST = 32_000
+# With the message, in the worst encoding, it must fit into one packet (frames.MAX_PACKET).
+LONGEST = 24_000
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -17,12 +18,12 @@ def describe(error: BaseException) -> dict[str, Any]:
     """Type, message, traceback without our own frames, and whether memory ran out."""
     try:
         message = str(error)
-    except Exception:  # user code: __str__ may raise anything
+    except BaseException:  # user code: __str__ may raise anything, SystemExit too
         message = "(its message could not be made into text)"
     return {
-        "type": type(error).__name__,
-        "message": message[:2000],
-        "traceback": _trace(error)[-LONGEST:],
+        "type": _sendable(type(error).__name__[:200]),
+        "message": _sendable(message[:2000]),
+        "traceback": _sendable(_shortened(_trace(error))),
         "memory": _is_memory(error, message),
     }
 
@@ -38,6 +39,18 @@ def problem(error: BaseException) -> dict[str, Any]:
         return {"code": "cancelled", "message": "The caller went away."}
     told["code"] = "out_of_memory" if told.pop("memory") else "handler_error"
     return told
+
+
+def _shortened(trace: str) -> str:
+    """Where it began and where it ended: a recursion or a long message lies between."""
+    if len(trace) <= LONGEST:
+        return trace
+    return f"{trace[: LONGEST // 2]}\n[...]\n{trace[-LONGEST // 2 :]}"
+
+
+def _sendable(text: str) -> str:
+    """Half characters, which no message can carry, become question marks."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _is_memory(error: BaseException, message: str) -> bool:
@@ -58,7 +71,7 @@ def _trace(error: BaseException) -> str:
             )
             part = part.__cause__ or part.__context__
         return "".join(whole.format())
-    except Exception:  # user code: an exception may break its own formatting
+    except BaseException:  # user code: an exception may break its own formatting
         return f"{type(error).__name__} (its traceback could not be formatted)"
 
 

@@ -76,12 +76,12 @@ def _enter(config: dict[str, Any]) -> None:
     sys.dont_write_bytecode = True
     importlib.invalidate_caches()
     # The zygote's own streams remember the kind of file they were opened on.
-    sys.stdout = sys.__stdout__ = _text_stream(1)
-    sys.stderr = sys.__stderr__ = _text_stream(2)
+    sys.stdout = _text_stream(1)
+    sys.stderr = _text_stream(2)
 
 
 def _text_stream(fd: int) -> Any:
-    return open(fd, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    return open(fd, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 def _load(config: dict[str, Any]) -> tuple[Function, dict[str, float]]:

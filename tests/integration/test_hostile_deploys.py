@@ -28,7 +28,7 @@ import pytest
 from tests.platform import Answer, Platform, eventually, multipart, pack, refused
 
 STEADY = "def handle(event, context):\n    return 'steady'\n"
-OURS = ("functions/runtime", "_faasd_runtime", "importlib", "worker/", "controller/")
+OURS = ("functions/runtime", "_faasd_runtime", "importlib")
 SECRET = "not-for-the-eyes-of-functions"
 
 _numbers = itertools.count(1)
@@ -187,7 +187,8 @@ def test_a_spec_with_a_bad_key_is_refused_by_that_key(
         ("[" * 100_000, "application/json", "not JSON"),
         ('{"name": ' + "9" * 5000 + "}", "application/json", "not JSON"),
         ("name = " + "[" * 100_000, "application/toml", "not TOML"),
-        ("name" + ".a" * 1500 + " = 1", "application/toml", "name"),
+        ("name" + ".a" * 1500 + " = 1", "application/toml", "nest"),
+        ("name" + ".a" * 20 + " = 1", "application/toml", "name = {'a': {'a'"),
         ("name" + ".a" * 100_000 + " = 1", "application/toml", "nest"),
         ('name."a"' + '."a"' * 60_000 + " = 1", "application/toml", "nest"),
         ("[name" + ".a" * 100_000 + "]", "application/toml", "nest"),
@@ -207,6 +208,7 @@ def test_a_spec_with_a_bad_key_is_refused_by_that_key(
         "an endless number",
         "endless TOML lists",
         "nested tables",
+        "some nested tables",
         "endless dotted key",
         "endless quoted key",
         "endless header",
@@ -382,7 +384,6 @@ def archive(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
         ([member("n" * 300)], "long"),
         ([member("/".join(["deep"] * 2000))], "long"),
         ([member(".", b"x")], "'.'"),
-        ([member("a", size=-512)], "archive"),
     ],
     ids=lambda value: "" if isinstance(value, str) else value[-1][0].name[:30],
 )
@@ -398,7 +399,7 @@ def test_an_archive_with_a_hostile_member_is_refused_by_its_name(
 
 def test_a_bomb_of_four_gigabytes_is_refused_without_inflating_it(platform: Platform) -> None:
     info, _ = member("zeros", size=4 << 30)
-    zeros = gzip.compress(bytes(64 << 20), compresslevel=1)
+    zeros = gzip.compress(bytes(64 << 20))
     bomb = gzip.compress(info.tobuf()) + zeros * 64
 
     answer = try_deploy(platform, bomb)
@@ -448,6 +449,7 @@ def _zipped() -> bytes:
         archive()[:30],
         archive()[:60] + bytes(10) + archive()[70:],
         gzip.compress(gzip.decompress(archive(member("x", bytes(2000))))[:1800]),
+        gzip.compress(member("x", size=-512)[0].tobuf(tarfile.GNU_FORMAT) + bytes(1024)),
     ],
     ids=[
         "empty",
@@ -459,6 +461,7 @@ def _zipped() -> bytes:
         "cut at the front",
         "overwritten in the middle",
         "tar cut short",
+        "a negative size",
     ],
 )
 def test_what_is_not_a_whole_tar_gz_is_refused(platform: Platform, code: bytes) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import textwrap
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -845,13 +844,27 @@ def test_a_caller_that_gives_up_on_a_batch_harms_no_sibling(
         hasty = threads.submit(platform.post, path, event, {"Faasd-Deadline-Ms": "3000"})
         assert eventually((tmp_path / "started").exists)
         refused(hasty.result(), 504, "deadline_exceeded")
-        # The platform is quicker to kill than to serve this, if it kills.
-        grace_is_over = eventually(lambda: _settled(platform))
+        _outlast_the_grace(platform, tmp_path / "deaf")
         (tmp_path / "go").mkdir()
 
-    assert grace_is_over
     assert [sibling.result().json() for sibling in siblings] == [event, event]
 
 
-def _settled(platform: Platform) -> bool:
-    return platform.post("/invoke/healthy", os.getpid()).status == 200
+def _outlast_the_grace(platform: Platform, pidfile: Path) -> None:
+    """Return once a handler that was told to stop later than any before has been killed."""
+    code = """
+    import os, time
+    def handle(event, context):
+        with open(event, "w") as file:
+            file.write(str(os.getpid()))
+        while True:
+            try:
+                time.sleep(0.01)
+            except BaseException:
+                pass
+    """
+    path = deploy(platform, code)
+    refused(
+        platform.post(path, str(pidfile), {"Faasd-Deadline-Ms": "300"}), 504, "deadline_exceeded"
+    )
+    assert eventually(lambda: gone(int(pidfile.read_text())))

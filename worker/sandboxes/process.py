@@ -90,6 +90,7 @@ class ProcessSandboxes:
             died=died,
             output=output,
             output_bytes=self._output_bytes,
+            ended=lambda name: self._sandboxes.pop(name, None),
         )
         folder = self._folder / sandbox.name
         try:
@@ -98,13 +99,9 @@ class ProcessSandboxes:
             self._sandboxes[sandbox.name] = sandbox
             await sandbox.start(zygote, kind, begin, libraries)
         except BaseException:
-            await asyncio.shield(self._discard(sandbox))
+            await asyncio.shield(sandbox.aclose())
             raise
         return sandbox
-
-    async def _discard(self, sandbox: ProcessSandbox) -> None:
-        await sandbox.aclose()
-        self._sandboxes.pop(sandbox.name, None)
 
     def runtimes(self) -> list[RuntimeReport]:
         return [
@@ -127,7 +124,7 @@ class ProcessSandboxes:
     async def aclose(self) -> None:
         for task in self._warming:
             task.cancel()
-        await asyncio.gather(*(sandbox.aclose() for sandbox in self._sandboxes.values()))
+        await asyncio.gather(*(sandbox.aclose() for sandbox in list(self._sandboxes.values())))
         await asyncio.gather(*(zygote.aclose() for zygote in self._zygotes.values()))
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -201,8 +198,10 @@ class ProcessSandbox:
         died: Callable[[], None],
         output: Output,
         output_bytes: int,
+        ended: Callable[[str], object],
     ) -> None:
         self.name = name
+        self._on_end = ended
         self.opened = Opened(StartKind.COLD, ())
         self._revision = revision
         self._died = died
@@ -244,6 +243,8 @@ class ProcessSandbox:
         forked = clock.monotonic()
         verdict = await self._wait_for_verdict()
         ready = clock.monotonic()
+        if self._control is None:
+            raise Unavailable("The function's template ended right after load().")
         self._style = verdict["style"]
         self._serving = True
         loaded = max(forked, ready - verdict["load_ms"] / 1000)
@@ -274,50 +275,45 @@ class ProcessSandbox:
     async def fork(self, name: str, events: InstanceEvents) -> InstanceLink:
         if self._control is None or self._closing:
             raise Unavailable("The sandbox is closing.")
-        ours, theirs = socket.socketpair()
-        pipes = self._make_pipes(name)
-        link = InstanceLink(name, events, pipes, tags=self._style == "async")
-        birth = _Birth(asyncio.get_running_loop().create_future(), link)
-        self._births[name] = birth
+        link = InstanceLink(name, events, self._make_pipes(name), tags=self._style == "async")
         try:
-            await self._control.send(
-                ["fork", name], (theirs.fileno(), *(pipe.write_end for pipe in pipes))
-            )
-            theirs.close()
-            for pipe in pipes:
-                pipe.handed_over()
-            await birth.forked
-            await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
             async with asyncio.timeout(_ATTACH_PATIENCE_S):
+                await self._bear(link)
                 verdict = await asyncio.shield(link.attached)
         except ConnectionError as error:
-            self._abort(link, ours, theirs, pipes)
+            link.discard()
             raise Unavailable(f"An instance could not be started: {error}.") from None
         except TimeoutError:
-            self._abort(link, ours, theirs, pipes)
+            link.discard()
             raise DeployFailed(f"attach() took more than {_ATTACH_PATIENCE_S:g} s.") from None
         except BaseException:
-            self._abort(link, ours, theirs, pipes)
+            link.discard()
             raise
-        finally:
-            self._births.pop(name, None)
         if verdict["kind"] == "refused":
-            link.kill()
+            link.discard()
             raise refusal(verdict, self._revision)
         return link
 
-    @staticmethod
-    def _abort(
-        link: InstanceLink,
-        ours: socket.socket,
-        theirs: socket.socket,
-        pipes: tuple[OutputPipe, ...],
-    ) -> None:
-        link.kill()
-        ours.close()
-        theirs.close()
-        for pipe in pipes:
-            pipe.close()
+    async def _bear(self, link: InstanceLink) -> None:
+        """Have the template fork the process, and connect the link to it."""
+        assert self._control is not None
+        loop = asyncio.get_running_loop()
+        birth = self._births[link.name] = _Birth(loop.create_future(), link)
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                fds = (theirs.fileno(), *(pipe.write_end for pipe in link.pipes))
+                await self._control.send(["fork", link.name], fds)
+            for pipe in link.pipes:
+                pipe.handed_over()
+            await birth.forked
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            self._births.pop(link.name, None)
+        # The transport owns the socket from here on.
+        await loop.create_unix_connection(lambda: link, sock=ours)
 
     async def aclose(self) -> None:
         self._closing = True
@@ -334,6 +330,7 @@ class ProcessSandbox:
                     async with asyncio.timeout(_STOP_PATIENCE_S):
                         await self._gone.wait()
         self._release()
+        self._on_end(self.name)
         if self._folder is not None:
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
@@ -427,7 +424,9 @@ def refusal(verdict: dict[str, Any], revision: Revision) -> FaasdError:
     trace = str(verdict.get("traceback"))
     if verdict.get("memory"):
         limit = revision.spec.resources.memory_mb
-        return OutOfMemory(
-            f"{what} needed more than [resources] memory_mb = {limit}.", traceback=trace
+        return DeployFailed(
+            f"{what} needed more than [resources] memory_mb = {limit}.",
+            remedy=OutOfMemory.default_remedy,
+            traceback=trace,
         )
     return DeployFailed(detail, traceback=trace)

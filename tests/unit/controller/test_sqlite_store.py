@@ -360,7 +360,7 @@ def test_a_write_that_fails_fails_alone(tmp_path: Path) -> None:
                 store.add_key(keys[2], "another digest"),
                 return_exceptions=True,
             )
-            return outcome, len(await store.keys())
+            return list(outcome), len(await store.keys())
 
     outcome, count = asyncio.run(main())
 
@@ -379,7 +379,7 @@ def test_a_write_that_cannot_be_bound_leaves_no_other_waiting(tmp_path: Path) ->
                 store.accept(queued("i1")), store.accept(unstorable), return_exceptions=True
             )
             await store.accept(queued("i2"))
-            return outcome, (await store.backlog())["queued"]
+            return list(outcome), (await store.backlog())["queued"]
 
     outcome, count = asyncio.run(main())
 

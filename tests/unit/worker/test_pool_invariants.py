@@ -116,10 +116,8 @@ class PoolInTheWorld(RuleBasedStateMachine):
             waiting = len(self.of(Fate.QUEUED))
             try:
                 self.pool.arrive(call, self.now, deadline)
-            except QueueFull as error:
+            except QueueFull:
                 assert waiting >= self.limits.queue
-                assert error.retry_after_s is not None
-                assert error.retry_after_s > 0
                 break
             self.fates[call] = Fate.QUEUED
             if deadline is not None:
@@ -385,6 +383,31 @@ class PoolInTheWorld(RuleBasedStateMachine):
             or self.pool.next_wakeup(self.now) is not None
         )
         assert to_come or not self.of(Fate.QUEUED)
+
+    @invariant()
+    def nobody_waits_for_good_where_more_could_be_started(self) -> None:
+        """Batches wait for those under way; everybody else gets a start, or the alarm is set."""
+        could_start = (
+            self.limits.batch == 1
+            and self.pool.may_grow
+            and not self.pool.failing
+            and self.sandbox is SandboxState.READY
+            and len(self.processes) < self.limits.max_instances
+        )
+        comes = bool(self.begun()) or self.pool.next_wakeup(self.now) is not None
+        assert comes or not could_start or not self.of(Fate.QUEUED)
+
+    @invariant()
+    def a_minimum_that_is_missing_comes_back(self) -> None:
+        live = [p for p in self.processes.values() if not p.doomed]
+        to_come = (
+            self.sandbox is SandboxState.OPENING
+            or len(live) < len(self.processes)
+            or self.pool.next_wakeup(self.now) is not None
+        )
+        memory_is_short = not self.pool.may_grow and bool(live)
+        wanted = 0 if self.pool.retired or memory_is_short else self.pool.min_instances
+        assert len(live) >= wanted or to_come
 
     @invariant()
     def the_alarm_is_never_set_for_what_is_over(self) -> None:

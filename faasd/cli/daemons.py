@@ -1,0 +1,125 @@
+"""The daemons as the command line composes them: the one place that knows controller and worker."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from controller.daemon import Controller
+from controller.links import Progress
+from faasd.invocation import Invocation, LogLine, Reply, Revision, WorkerReport
+from faasd.settings import ControllerSettings, WorkerSettings
+from worker.node import Node
+from worker.sandboxes import make_sandboxes
+from worker.uplink import RemoteSource, Uplink
+
+
+class LocalSource:
+    """The controller's artifacts, for a worker in the same process: linked, never copied."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+
+    def local(self, sha256: str) -> Path | None:
+        return self._controller.artifact(sha256)
+
+    def read(self, sha256: str) -> AsyncIterator[bytes]:
+        return self._controller.blobs.read(sha256)
+
+
+class LocalLink:
+    """A worker in the same process as a WorkerLink: every hop is a call."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    @property
+    def worker_id(self) -> str:
+        return self._node.id
+
+    def report(self) -> WorkerReport:
+        return self._node.report()
+
+    def register(self, revision: Revision) -> None:
+        self._node.register(revision)
+
+    def retire(self, function: str, revision: str) -> None:
+        self._node.retire(function, revision)
+
+    async def prepare(self, revision: Revision, progress: Progress) -> None:
+        await self._node.prepare(revision, progress)
+
+    async def invoke(self, invocation: Invocation) -> Reply:
+        return await self._node.invoke(invocation)
+
+    async def logs(self, function: str, *, tail: int, follow: bool) -> AsyncIterator[LogLine]:
+        if follow:
+            async for line in self._node.follow_logs(function, tail=tail):
+                yield line
+            return
+        for line in self._node.logs(function, tail=tail):
+            yield line
+
+
+class Embedded:
+    """Controller and worker in one process."""
+
+    def __init__(self, controller: ControllerSettings, worker: WorkerSettings) -> None:
+        self.controller = Controller(controller)
+        self.node = Node(worker, make_sandboxes(worker), LocalSource(self.controller))
+
+    async def start(self) -> None:
+        await self.controller.open()
+        await self.node.start()
+        self.controller.workers.join(LocalLink(self.node))
+        await self.controller.serve()
+
+    async def aclose(self) -> None:
+        await self.controller.aclose()
+        await self.node.aclose()
+
+
+class ControllerDaemon:
+    """A controller whose workers are elsewhere."""
+
+    def __init__(self, settings: ControllerSettings) -> None:
+        self._settings = settings
+        self._controller: Controller | None = None
+
+    async def start(self) -> None:
+        self._controller = Controller(self._settings)
+        await self._controller.open()
+        await self._controller.serve()
+
+    async def aclose(self) -> None:
+        if self._controller is not None:
+            await self._controller.aclose()
+
+
+class WorkerDaemon:
+    """A node whose controller is elsewhere."""
+
+    def __init__(self, settings: WorkerSettings, secret: str) -> None:
+        self._settings = settings
+        self._secret = secret
+        self._node: Node | None = None
+        self._uplink: Uplink | None = None
+
+    async def start(self) -> None:
+        source = RemoteSource()
+        self._node = Node(self._settings, make_sandboxes(self._settings), source)
+        self._uplink = Uplink(
+            self._node,
+            source,
+            address=self._settings.controller,
+            secret=self._secret,
+            heartbeat_s=self._settings.heartbeat_s,
+        )
+        await self._node.start()
+        await self._uplink.start()
+
+    async def aclose(self) -> None:
+        if self._uplink is not None:
+            await self._uplink.aclose()
+        if self._node is not None:
+            await self._node.aclose()
