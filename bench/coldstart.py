@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -62,15 +61,11 @@ def fresh_s(name: str, layers: list[str]) -> float:
 
 
 @contextmanager
-def deployed(url: str, name: str, scratch: Path, scaling: str) -> Iterator[Client]:
+def deployed(url: str, name: str, **scaling: float) -> Iterator[Client]:
     """An example with other scaling than it ships with."""
-    folder = scratch / name
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(EXAMPLES / name, folder)
-    spec = folder / "function.toml"
-    spec.write_text(spec.read_text() + f"\n[scaling]\n{scaling}\n")
     with Client(url) as client:
-        client.deploy(folder)
+        settings = {f"scaling.{key}": value for key, value in scaling.items()}
+        client.deploy(EXAMPLES / name, settings=settings)
         yield client
 
 
@@ -138,15 +133,14 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        data = scratch / "data"
+        data = Path(folder) / "data"
         fresh: dict[str, list[float]] = {name: [] for name in FUNCTIONS}
         zygote: dict[str, list[float]] = {name: [] for name in FUNCTIONS}
         template: dict[str, list[float]] = {name: [] for name in FUNCTIONS}
         memory: dict[str, tuple[float, float]] = {}
         with platform(data) as url:
             for name in FUNCTIONS:
-                with deployed(url, name, scratch, "min_instances = 2") as client:
+                with deployed(url, name, min_instances=2) as client:
                     memory[name] = further_instance_mb(client, name)
         layers = [str(path) for path in (data / "worker" / "layers").iterdir() if path.is_dir()]
         for _ in range(rounds):
@@ -154,13 +148,13 @@ def main() -> None:
                 fresh[name].append(fresh_s(name, layers) * 1000)
             with platform(data, FAASD_WORKER_TEMPLATE_KEEP_ALIVE_S="0") as url:
                 for name in FUNCTIONS:
-                    with deployed(url, name, scratch, "keep_alive = 0.0") as client:
+                    with deployed(url, name, keep_alive=0.0) as client:
                         client.invoke(name, *example(name)[:1], content_type=example(name)[1])
                         time.sleep(0.3)
                         zygote[name] += starts_ms(client, name, "pooled", 1)
             with platform(data) as url:
                 for name in FUNCTIONS:
-                    with deployed(url, name, scratch, "keep_alive = 0.0") as client:
+                    with deployed(url, name, keep_alive=0.0) as client:
                         template[name] += starts_ms(client, name, "fork", 1)
     row("", "fresh ms", "zygote ms", "template ms", "fresh/zygote", "fresh/template")
     for name in FUNCTIONS:

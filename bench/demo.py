@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -50,7 +51,13 @@ def start_platform(work: Path) -> tuple[subprocess.Popen[bytes], str]:
     log = work / "faasd.log"
     command = [sys.executable, "-m", "faasd", "up", "--port", "0", "--data", str(work / "data")]
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=out,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "FAASD_WORKER_TEMPLATE_KEEP_ALIVE_S": "8"},
+        )
     while process.poll() is None:
         for line in log.read_text().splitlines():
             if '"controller.listening"' in line:
@@ -66,7 +73,9 @@ def run(url: str, work: Path, examples: list[str], duration: int, rate: float) -
     loadgen = [sys.executable, "-m", "loadgen"]
     trace, report = work / "trace.csv", work / "report"
     shutil.rmtree(report, ignore_errors=True)
-    steps = [[*faasd, "deploy", str(EXAMPLES / name)] for name in examples]
+    # Short keep-alives, so that a minute shows functions come and go.
+    scaling = ["--set", "scaling.keep_alive=4"]
+    steps = [[*faasd, "deploy", str(EXAMPLES / name), *scaling] for name in examples]
     steps += [
         [*faasd, "invoke", "-v", name, *example_arguments(name)]
         for name in examples
@@ -82,17 +91,22 @@ def run(url: str, work: Path, examples: list[str], duration: int, rate: float) -
         [*faasd, "status"],
     ]  # fmt: skip
     for step in steps:
-        print("\n$", " ".join(["faasd" if part == "faasd" else part for part in shown(step)]))
-        code = subprocess.run(step, check=False).returncode
-        if code:
-            return code
+        print("\n$", *shown(step), flush=True)
+        quiet = "invoke" in step
+        done = subprocess.run(
+            step, check=False, stdout=subprocess.PIPE if quiet else None, text=True
+        )
+        if quiet:
+            print(done.stdout[:160] + ("..." if len(done.stdout) > 160 else ""))
+        if done.returncode:
+            return done.returncode
     print(f"\nThe report: {report / 'report.html'}")
     return 0
 
 
 def shown(step: list[str]) -> list[str]:
-    """A step as a reader would type it."""
-    return [part if len(part) < 60 else Path(part).name[:60] for part in step[2:]]
+    """A step as a reader would type it from the top of the checkout."""
+    return [part.removeprefix(f"{ROOT}/") for part in step[2:]]
 
 
 def example_arguments(name: str) -> list[str]:

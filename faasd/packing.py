@@ -14,12 +14,13 @@ import io
 import os
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from faasd.errors import BadRequest, FaasdError, InvalidArchive, InvalidSpec
-from faasd.spec import MAX_SPEC_BYTES, FunctionSpec, check_name, parse_spec
+from faasd.spec import MAX_SPEC_BYTES, FunctionSpec, check_name, parse_spec, validate_spec
 
 SPEC_FILE = "function.toml"
 IGNORE_FILE = ".faasdignore"
@@ -66,14 +67,21 @@ class _Entry:
     status: os.stat_result
 
 
-def pack(folder: Path | str, *, name: str | None = None) -> Package:
+def pack(
+    folder: Path | str,
+    *,
+    name: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Package:
     """Read `folder`; `name` takes the place of the one in function.toml.
+
+    `settings` has values for keys such as "limits.timeout_s", which take the place of its own.
 
     Raises InvalidSpec, InvalidArchive or BadRequest when the folder is not a function's.
     """
     root = Path(folder)
     try:
-        spec = _read_spec(root, name)
+        spec = _read_spec(root, {} if name is None else {"name": check_name(name)}, settings or {})
         artifacts = tuple(
             _artifact(root, key, relative) for key, relative in sorted(spec.artifacts.items())
         )
@@ -85,7 +93,7 @@ def pack(folder: Path | str, *, name: str | None = None) -> Package:
         raise _unreadable(error) from None
 
 
-def _read_spec(root: Path, name: str | None) -> FunctionSpec:
+def _read_spec(root: Path, *changes: Mapping[str, Any]) -> FunctionSpec:
     if not root.exists():
         raise BadRequest(
             f"There is no folder '{root}'.", remedy="Name the folder that holds function.toml."
@@ -99,9 +107,21 @@ def _read_spec(root: Path, name: str | None) -> FunctionSpec:
         raise InvalidSpec(f"There is no {SPEC_FILE} in '{root}'.", remedy=_SMALLEST_SPEC)
     with _inside(root, path).open("rb") as file:
         spec = parse_spec(file.read(MAX_SPEC_BYTES + 1))
-    if name is None:
+    if not any(changes):
         return spec
-    return spec.model_copy(update={"name": check_name(name)})
+    raw = spec.model_dump(mode="json", exclude_unset=True)
+    for key, value in (item for one in changes for item in one.items()):
+        _put(raw, key, value)
+    return validate_spec(raw)
+
+
+def _put(raw: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise InvalidSpec(f"{key}: {section} is a value, not a section.")
+    raw[last] = value
 
 
 def _artifact(root: Path, name: str, relative: str) -> Artifact:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,17 +23,41 @@ Name = Annotated[
 ]
 
 
-def deploy(session: Session, folder: Folder, name: Name = None) -> None:
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Instead of a value in function.toml, e.g. limits.timeout_s=5; may be repeated.",
+    ),
+]
+
+
+def deploy(session: Session, folder: Folder, name: Name = None, settings: Settings = None) -> None:
     """Deploy the function in DIR, and wait until it serves."""
     from faasd.client.answers import plain
 
     with session.connect() as client, _progress(session) as tell:
-        function = client.deploy(folder, name, tell)
+        function = client.deploy(folder, name, tell, settings=_settings(settings or []))
     if session.json:
         print_json(plain(function))
         return
     say(f"{function.name} serves revision {function.revision} at")
     print(f"{client.url}{function.url}" if function.url.startswith("/") else function.url)
+
+
+def _settings(given: list[str]) -> dict[str, Any]:
+    """Values in TOML's notation; what is none of it is a string."""
+    found: dict[str, Any] = {}
+    for one in given:
+        key, equals, text = one.partition("=")
+        if not key or not equals:
+            raise typer.BadParameter(f"{one!r} is not KEY=VALUE.", param_hint="--set")
+        try:
+            found[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key] = text
+    return found
 
 
 @contextlib.contextmanager

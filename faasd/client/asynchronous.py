@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -74,13 +74,17 @@ class AsyncClient:
         path: Path | str,
         name: str | None = None,
         on_progress: Callable[[Progress], None] | None = None,
+        *,
+        settings: Mapping[str, Any] | None = None,
     ) -> Function:
         """Deploy the function in the folder `path`, returning once it serves.
 
-        `name` takes the place of the one in function.toml. `on_progress` is called on the client's
+        `name` takes the place of the one in function.toml, and `settings`, by keys such as
+        "limits.timeout_s", the place of its other values. `on_progress` is called on the client's
         loop with each step. Equal content makes no new revision.
         """
-        return await deploy(self._transport, Path(path), name, on_progress or _silent)
+        tell = on_progress or _silent
+        return await deploy(self._transport, Path(path), tell, name=name, settings=settings)
 
     async def functions(self) -> list[Function]:
         answer = await self._transport.json("GET", "/v1/functions")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -22,11 +23,16 @@ _MB = 1024 * 1024
 
 
 async def deploy(
-    transport: Transport, folder: Path, name: str | None, on_progress: OnProgress
+    transport: Transport,
+    folder: Path,
+    on_progress: OnProgress,
+    *,
+    name: str | None,
+    settings: Mapping[str, Any] | None,
 ) -> Function:
     """The function as the controller has it once it serves. Raises what the controller refuses."""
     on_progress(Progress("pack", str(folder)))
-    package = await asyncio.to_thread(pack, folder, name=name)
+    package = await asyncio.to_thread(pack, folder, name=name, settings=settings)
     for artifact in package.artifacts:
         await _upload(transport, artifact, on_progress)
     on_progress(Progress("send", f"{_size(len(package.code))} of code"))

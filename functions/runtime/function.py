@@ -28,7 +28,7 @@ class Function:
 
     @classmethod
     def locate(cls, config: dict[str, Any]) -> Function:
-        """Import the function's module. Raises what the import raises, or AttributeError."""
+        """Import the function's module. Raises what the import raises, AttributeError, TypeError."""
         module_name, _, attribute = config["handler"].partition(":")
         module = importlib.import_module(module_name)
         handler = _attribute(module, attribute, config["handler"])
@@ -38,7 +38,9 @@ class Function:
             load = _attribute(importlib.import_module(load_module), load_name, config["load"])
         else:
             load = getattr(module, "load", None)
-        return cls(config, handler, load, getattr(module, "attach", None))
+        function = cls(config, handler, load, getattr(module, "attach", None))
+        function.check()
+        return function
 
     @property
     def style(self) -> str:
@@ -47,6 +49,14 @@ class Function:
             self.handler
         )
         return "async" if wants_loop or self.config["concurrency"] > 1 else "sync"
+
+    def check(self) -> None:
+        """Raises TypeError when the handler cannot be called as the spec says."""
+        if self.config["batch"] > 1 and self.style == "async":
+            raise TypeError(
+                f"{self.config['handler']}: batching.max_size > 1 needs a plain function, "
+                "def handle(events, contexts), not an async one"
+            )
 
     def load(self, context: Context) -> None:
         if callable(self._load):

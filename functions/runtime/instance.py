@@ -27,7 +27,7 @@ import sys
 import time
 from typing import Any
 
-from . import codec, frames, process, report
+from . import codec, concurrent, frames, process, report
 from .context import Context, InvocationCancelled
 from .function import Function
 
@@ -43,8 +43,6 @@ def main(function: Function, _name: str, fds: list[int]) -> None:
         _settle(function)
         link.write(["attached", {"attach_ms": (time.monotonic() - started) * 1000}])
         if function.style == "async":
-            from . import concurrent
-
             concurrent.serve(function, link)
         else:
             Serial(function, link).serve()

@@ -69,7 +69,8 @@ FUNCTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "type": (TYPE, {}),
     "response": (RESPONSE, {}),
     "stream": (STREAM, {}),
-    "wait": (WAIT, {"limits": {"max_instances": 1, "queue": 0}}),
+    "wait": (WAIT, {}),
+    "narrow": (WAIT, {"limits": {"max_instances": 1, "queue": 0}}),
     "hasty": (WAIT, {"limits": {"timeout_s": 0.2}}),
     "counted": (COUNTED, {"retries": {"max_attempts": 2, "backoff_s": 0}}),
 }
@@ -320,9 +321,9 @@ def test_an_invocation_past_its_callers_deadline_is_stopped(
 def test_a_full_queue_sheds_at_the_door(platform: Platform, tmp_path: Path) -> None:
     event = {"folder": str(tmp_path)}
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(platform.post, "/invoke/wait", event)
+        first = pool.submit(platform.post, "/invoke/narrow", event)
         assert eventually(lambda: (tmp_path / "entered").exists())
-        shed = platform.post("/invoke/wait", event)
+        shed = platform.post("/invoke/narrow", event)
         (tmp_path / "gate").touch()
 
     refused(shed, 429, "queue_full")

@@ -306,3 +306,17 @@ def test_the_archive_is_a_gzip_without_a_name(folder: Path) -> None:
 
     assert code[3] == 0
     assert gzip.decompress(code)
+
+
+def test_settings_take_the_place_of_values_in_the_spec(tmp_path: Path) -> None:
+    """Keys name sections by dots; what is not set stays as its author wrote it."""
+    (tmp_path / "handler.py").write_text("def handle(event, context): return 1\n")
+    (tmp_path / "function.toml").write_text('name = "a"\n[limits]\ntimeout_s = 7\n')
+
+    spec = pack(tmp_path, settings={"limits.queue": 5, "scaling.keep_alive": 2.5}).spec
+
+    assert (spec.limits.timeout_s, spec.limits.queue, spec.scaling.keep_alive) == (7, 5, 2.5)
+    with pytest.raises(InvalidSpec, match="qeue"):
+        pack(tmp_path, settings={"limits.qeue": 5})
+    with pytest.raises(InvalidSpec, match="name is a value"):
+        pack(tmp_path, settings={"name.first": "x"})

@@ -63,7 +63,8 @@ def test_long_words_are_cut() -> None:
     told = report.describe(ValueError("x" * 1_000_000))
 
     assert len(told["message"]) == 2000
-    assert len(told["traceback"]) == report.LONGEST
+    assert told["traceback"].startswith("ValueError: x")
+    assert len(told["traceback"]) < report.LONGEST + 20
 
 
 @pytest.mark.parametrize(
