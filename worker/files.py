@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import compileall
 import contextlib
 import secrets
 import shutil
@@ -98,6 +99,8 @@ class RevisionFiles:
         archive.unpack(
             self._blobs.path(revision.code_sha256), temporary / "code", max_mb=_LARGEST_MB
         )
+        # Templates import it again and again, and may not write beside it.
+        compileall.compile_dir(temporary / "code", ddir=folder / "code", quiet=2, workers=1)
         for name, ref in revision.artifacts.items():
             place = temporary / "artifacts" / name / Path(ref.filename).name
             place.parent.mkdir(parents=True)

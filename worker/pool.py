@@ -122,6 +122,7 @@ class _Instance:
     ready_at: float = 0.0
     idle_since: float = 0.0
     calls: set[CallId] = field(default_factory=set)
+    doubted: set[CallId] = field(default_factory=set)
     dispatched_at: float = 0.0
 
     def become(self, state: InstanceState) -> None:
@@ -229,6 +230,7 @@ class Pool:
         if instance is None:
             return
         instance.calls.discard(call)
+        instance.doubted.discard(call)
         self._useless = 0
         self._used_at = now
         if instance.calls:
@@ -237,6 +239,12 @@ class Pool:
         if instance.state is InstanceState.BUSY:
             instance.become(InstanceState.IDLE)
             instance.idle_since = now
+
+    def doubt(self, call: CallId) -> None:
+        """A running call was told to stop: its instance gets no more calls until it has."""
+        instance = self._instances.get(self._where.get(call, 0))
+        if instance is not None:
+            instance.doubted.add(call)
 
     def sandbox_ready(self, kind: StartKind, now: float) -> None:
         self._sandbox = SandboxState.READY
@@ -420,6 +428,8 @@ class Pool:
     def _has_room(self, instance: _Instance) -> bool:
         if instance.state is InstanceState.IDLE:
             return True
+        if instance.doubted:
+            return False
         shares = self._limits.batch == 1 and instance.state is InstanceState.BUSY
         return shares and len(instance.calls) < self._limits.concurrency
 
@@ -485,8 +495,8 @@ class Pool:
         return min(missing, self._limits.max_instances - len(self._instances))
 
     def _places_taken(self, instance: _Instance) -> int:
-        """A batch under way takes nothing more on, however small it is."""
-        if self._limits.batch > 1 and instance.calls:
+        """A batch under way takes nothing more on, however small it is, nor does a doubted one."""
+        if instance.doubted or (self._limits.batch > 1 and instance.calls):
             return self._limits.per_instance
         return len(instance.calls)
 

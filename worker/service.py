@@ -15,6 +15,7 @@ from typing import Any
 
 from faasd import clock
 from faasd.errors import (
+    BadRequest,
     Cancelled,
     Conflict,
     DeadlineExceeded,
@@ -46,6 +47,7 @@ log = get_logger("worker.service")
 
 _call_ids = itertools.count(1)
 _WINDOW_BYTES = 1 << 20
+_LEAST_LOOK_S = 0.1
 _REMEDIES = {"bad_request": "Send a body that is what its Content-Type says."}
 
 
@@ -547,7 +549,14 @@ class RevisionService:
             pending.timer = loop.call_later(limit, reason, pending)
             calls.append((identity, _meta(pending, now), pending.invocation.body))
             self._started(kind)
-        running.handle.call(calls)
+        try:
+            running.handle.call(calls)
+        except (ValueError, TypeError, OverflowError) as error:
+            # What cannot be packed reached nobody; it must not wait for an answer.
+            for identity in action.calls:
+                pending = running.calls.pop(identity)
+                told = BadRequest(f"The invocation could not be sent to the function: {error}.")
+                self.failed(pending, told, exec_ms=0.0)
 
     def _timed_out(self, pending: _Pending) -> None:
         limit = self.revision.spec.limits.timeout_s
@@ -579,18 +588,27 @@ class RevisionService:
         if grace_s <= 0:
             self._kill(running, reason)
             return
+        self.pool.doubt(pending.id)
         if running.handle is not None:
             running.handle.cancel(pending.id)
+        self._look_again(pending, grace_s)
+
+    def _look_again(self, pending: _Pending, delay_s: float) -> None:
         if pending.timer is not None:
             pending.timer.cancel()
         pending.timer = asyncio.get_running_loop().call_later(
-            grace_s, self._kill_if_still_running, pending
+            delay_s, self._kill_if_still_running, pending
         )
 
     def _kill_if_still_running(self, pending: _Pending) -> None:
         running = pending.instance
-        if running is not None and pending.id in running.calls:
-            self._kill(running, pending.stop_reason or Cancelled("The caller went away."))
+        if running is None or pending.id not in running.calls:
+            return
+        if any(other.stop_reason is None for other in running.calls.values()):
+            # Somebody still waits for what the same process does; it gets no further calls.
+            self._look_again(pending, max(_LEAST_LOOK_S, self._cancel_grace_s))
+            return
+        self._kill(running, pending.stop_reason or Cancelled("The caller went away."))
 
     def _kill(self, running: _Running, reason: FaasdError) -> None:
         running.why_killed = reason

@@ -30,6 +30,7 @@ QUIET = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "CUDA_MODULE_LOADING": "LAZY",
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
     # Would start a thread at import, which a fork loses.
     "ORT_DISABLE_TELEMETRY": "1",
 }

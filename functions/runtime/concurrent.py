@@ -73,6 +73,7 @@ class _Shared:
 
     def __init__(self, function: Function, link: frames.FrameStream) -> None:
         self._pid = os.getpid()
+        self._closing = False
         self._function = function
         self._sock = link.sock
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -86,6 +87,7 @@ class _Shared:
                 length = int.from_bytes(await reader.readexactly(4), "big")
                 frame = msgpack.unpackb(await reader.readexactly(length))
             except (asyncio.IncompleteReadError, ConnectionError):
+                self._closing = True
                 raise frames.Closed from None
             if frame[0] == "call":
                 for call_id, meta, body in frame[1]:
@@ -135,7 +137,14 @@ class _Shared:
         inherited = contextvars.copy_context()
         loop = asyncio.get_running_loop()
         done = functools.partial(inherited.run, _outcome, work)
-        result, error = await loop.run_in_executor(self._threads, done)
+        running = loop.run_in_executor(self._threads, done)
+        try:
+            result, error = await asyncio.shield(running)
+        except asyncio.CancelledError:
+            # Nothing stops a thread: saying that it has would give its place to others.
+            if not self._closing:
+                await asyncio.wait({running})
+            raise
         if error is not None:
             raise error
         return result

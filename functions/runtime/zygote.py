@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import io
 import os
 import socket
 import sys
@@ -40,7 +41,7 @@ def main(control_fd: int) -> None:
         except Exception:  # any library may fail in any way; the worker tells the operator
             frames.send_packet(control, ["broken", module, traceback.format_exc()[-16_000:]])
             sys.exit(1)
-    _single_threaded()
+    _settle_torch()
     parent = Parent(control, _become_template)
     gc.collect()
     gc.freeze()
@@ -57,10 +58,16 @@ def main(control_fd: int) -> None:
     parent.serve()
 
 
-def _single_threaded() -> None:
+def _settle_torch() -> None:
+    """One thread before any fork; and what torch.load sets up at its first use, here once for all."""
     torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(1)
+    if torch is None:
+        return
+    torch.set_num_threads(1)
+    saved = io.BytesIO()
+    torch.save({"weight": torch.zeros(1)}, saved)
+    saved.seek(0)
+    torch.load(saved, weights_only=True)
 
 
 def _become_template(request: list[Any], fds: list[int]) -> None:

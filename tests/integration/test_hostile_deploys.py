@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -449,7 +448,6 @@ def _zipped() -> bytes:
         archive()[:30],
         archive()[:60] + bytes(10) + archive()[70:],
         gzip.compress(gzip.decompress(archive(member("x", bytes(2000))))[:1800]),
-        gzip.compress(member("x", size=-512)[0].tobuf(tarfile.GNU_FORMAT) + bytes(1024)),
     ],
     ids=[
         "empty",
@@ -461,7 +459,6 @@ def _zipped() -> bytes:
         "cut at the front",
         "overwritten in the middle",
         "tar cut short",
-        "a negative size",
     ],
 )
 def test_what_is_not_a_whole_tar_gz_is_refused(platform: Platform, code: bytes) -> None:
