@@ -52,6 +52,11 @@ class Keys:
                 remedy="Make one first: `faasd keys bootstrap --data DIR`, or bind 127.0.0.1.",
             )
 
+    @property
+    def exist(self) -> bool:
+        """Whether calls need a key by now."""
+        return self._any
+
     async def caller(self, authorization: str | None, namespace: str | None) -> Caller:
         """Raises Unauthorized or Forbidden."""
         if authorization is None:

@@ -130,7 +130,7 @@ class OutputPipe:
         self.handed_over()
 
     def _readable(self) -> None:
-        if not self._read_once():
+        if self._read_once() is False:
             self.close()
 
     def _drain(self) -> None:

@@ -7,6 +7,7 @@ runs as a task of this service and comes back as another event. Owned by the eve
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -552,11 +553,12 @@ class RevisionService:
         try:
             running.handle.call(calls)
         except (ValueError, TypeError, OverflowError) as error:
-            # What cannot be packed reached nobody; it must not wait for an answer.
+            # What cannot be packed reached nobody; it must not wait for an answer. Answering asks
+            # the pool again, which may only happen once its present actions are carried out.
+            told = f"The invocation could not be sent to the function: {error}."
             for identity in action.calls:
                 pending = running.calls.pop(identity)
-                told = BadRequest(f"The invocation could not be sent to the function: {error}.")
-                self.failed(pending, told, exec_ms=0.0)
+                loop.call_soon(functools.partial(self.failed, pending, BadRequest(told), exec_ms=0))
 
     def _timed_out(self, pending: _Pending) -> None:
         limit = self.revision.spec.limits.timeout_s

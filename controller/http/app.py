@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import uuid
@@ -60,6 +61,8 @@ class Parts:
 
 
 PARTS: web.AppKey[Parts] = web.AppKey("parts", Parts)
+# Streams that end only when somebody ends them.
+FOLLOWERS: web.AppKey[set[asyncio.Task[Any]]] = web.AppKey("followers", set)
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 
@@ -78,9 +81,16 @@ def build_app(parts: Parts, routes: list[Route]) -> web.Application:
     """The application; every path answers in problem+json when it fails."""
     app = web.Application(middlewares=[_answer_errors], client_max_size=0)
     app[PARTS] = parts
+    app[FOLLOWERS] = set()
+    app.on_shutdown.append(_end_followers)
     for route in routes:
         app.router.add_route(route.method, route.path, _guarded(route))
     return app
+
+
+async def _end_followers(app: web.Application) -> None:
+    for task in app[FOLLOWERS]:
+        task.cancel()
 
 
 def _guarded(route: Route) -> Handler:

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from controller.auth import DEFAULT_NAMESPACE
+from controller.auth import DEFAULT_NAMESPACE, ROLES
 from controller.http.app import PARTS
 from controller.http.bodies import read_json
 from controller.http.parameters import name_of
@@ -41,7 +41,13 @@ async def create_key(request: web.Request) -> web.Response:
             remedy='Send e.g. {"name": "ci", "role": "deploy", "namespace": "default"}.',
         )
     name_of(values["namespace"])
-    key, secret = await request.app[PARTS].keys.create(**values)
+    keys = request.app[PARTS].keys
+    if values["role"] in ROLES and values["role"] != "admin" and not keys.exist:
+        raise BadRequest(
+            "The first key must be an admin's: from then on every call needs a key.",
+            remedy="Make it with `faasd keys create NAME --role admin`.",
+        )
+    key, secret = await keys.create(**values)
     return web.json_response({**_shown(key), "key": secret}, status=201)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from controller.http.app import CALLER, PARTS, REQUEST_ID, problem_object
+from controller.http.app import CALLER, FOLLOWERS, PARTS, REQUEST_ID, problem_object
 from controller.http.bodies import chunks, read_json
 from controller.http.parameters import full_name, query_flag, query_int
 from controller.links import Progress
@@ -228,6 +228,10 @@ async def logs(request: web.Request) -> web.StreamResponse:
         if member.status != "lost"
     ]
     open_sources = len(sources)
+    followers = request.app[FOLLOWERS]
+    task = asyncio.current_task()
+    assert task is not None
+    followers.add(task)
     try:
         while open_sources:
             line = await lines.get()
@@ -237,6 +241,7 @@ async def logs(request: web.Request) -> web.StreamResponse:
                 await _send(response, "log", line.to_plain())
         await response.write_eof()
     finally:
+        followers.discard(task)
         for source in sources:
             source.cancel()
         await asyncio.gather(*sources, return_exceptions=True)

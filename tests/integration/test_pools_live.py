@@ -205,3 +205,13 @@ def test_a_page_of_another_site_cannot_call_the_platform_without_a_key(
         assert answer.status == 403
         assert "evil.example" in answer.json()["detail"]
     assert platform.request("GET", "/v1/functions", headers={"Host": "localhost"}).status == 200
+
+
+def test_a_follower_of_logs_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """The platform ends at once, however long the wait for running requests may be."""
+    with Platform(tmp_path, env={"FAASD_SHUTDOWN_GRACE_S": "600"}) as platform:
+        platform.must_deploy("quiet", VERSION.format(version=1))
+        with platform.open_connection() as connection:
+            connection.request("GET", "/v1/functions/quiet/logs?follow=1")
+            assert connection.getresponse().status == 200
+            platform.stop()

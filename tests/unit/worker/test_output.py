@@ -314,3 +314,25 @@ def test_a_follower_that_leaves_is_forgotten() -> None:
         return len(book._followers)
 
     assert asyncio.run(main()) == 0
+
+
+def test_a_wake_up_for_what_was_read_already_closes_nothing() -> None:
+    """Data is drained at a switch while the loop has already noticed it: the pipe stays open."""
+
+    async def run() -> list[tuple[str, str]]:
+        lines: list[tuple[str, str]] = []
+        pipe = OutputPipe(
+            "stdout", lambda request, _, line: lines.append((request, line)), budget=99
+        )
+        pipe.switch("one")
+        os.write(pipe.write_end, b"first\n")
+        # Both are due in the same turn of the loop: the reader's callback, and this switch.
+        asyncio.get_running_loop().call_soon(pipe.switch, "two")
+        await asyncio.sleep(0)
+        pipe._readable()
+        os.write(pipe.write_end, b"second\n")
+        pipe.switch("")
+        pipe.close()
+        return lines
+
+    assert asyncio.run(run()) == [("one", "first"), ("two", "second")]
