@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint types imports unit integration bench-coldstart bench-overhead bench-burst clean
+.PHONY: install demo test lint types imports unit integration lowest bench-coldstart bench-overhead bench-burst clean
 
 install: $(STAMP)
 
@@ -48,8 +48,20 @@ unit: install
 integration: install
 	$(BIN)/pytest tests/integration
 
+# The tests that need no extra, on the oldest versions that pyproject.toml admits.
+lowest: $(VENV)-lowest/.installed
+	$(VENV)-lowest/bin/pytest --quiet tests/unit/controller tests/unit/faasd tests/unit/functions \
+	  tests/unit/loadgen tests/unit/worker tests/integration/test_client.py \
+	  tests/integration/test_loadgen_replay.py tests/integration/test_pools_live.py
+
+$(VENV)-lowest/.installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints-lowest.txt -e . pytest pytest-timeout hypothesis openapi-spec-validator
+	@touch $@
+
 bench-coldstart bench-overhead bench-burst: install
 	$(BIN)/python -m bench.$(subst bench-,,$@)
 
 clean:
-	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
