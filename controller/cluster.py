@@ -112,7 +112,7 @@ class ClusterServer:
         self._timeout_s = heartbeat_timeout_s
         self._server: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._accepted: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._watch: asyncio.Task[None] | None = None
         self.port = port
 
@@ -136,14 +136,15 @@ class ClusterServer:
             self._watch.cancel()
         if self._server is not None:
             self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Python 3.11 reports a cancelled connection task as an error: each ends with its connection.
+        for writer in self._accepted.values():
+            writer.transport.abort()
+        await asyncio.gather(*self._accepted, return_exceptions=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._tasks.add(task)
+        self._accepted[task] = writer
         connection = _Connection(self._workers, self._blobs)
         try:
             async with asyncio.timeout(_GREETING_PATIENCE_S):
@@ -159,7 +160,7 @@ class ClusterServer:
             pass
         finally:
             self._connections.discard(connection)
-            self._tasks.discard(task)
+            self._accepted.pop(task, None)
             connection.leave()
             with contextlib.suppress(OSError):
                 writer.close()
@@ -215,9 +216,10 @@ class _Connection:
 
     def _join(self, report: WorkerReport) -> Answer:
         assert self.channel is not None
+        if self._member is not None:
+            raise Conflict("This connection has joined already.")
         for member in self._workers.members():
-            taken = member.link.worker_id == report.id and member.status is not WorkerStatus.LOST
-            if taken and member is not self._member:
+            if member.link.worker_id == report.id and member.status is not WorkerStatus.LOST:
                 raise Conflict(
                     f"A worker named {report.id!r} is connected already.",
                     remedy="Give this one another name with --id.",

@@ -57,8 +57,9 @@ class Gateway:
             raise
         finally:
             metrics = self._metrics
-            metrics.requests.labels(invocation.function, mode, outcome).inc()
-            metrics.latency.labels(invocation.function).observe(clock.monotonic() - started)
+            metrics.child(metrics.requests, invocation.function, mode, outcome).inc()
+            took_s = clock.monotonic() - started
+            metrics.child(metrics.latency, invocation.function).observe(took_s)
         self._count(invocation.function, reply)
         return reply
 
@@ -84,12 +85,13 @@ class Gateway:
         raise AssertionError
 
     def _count(self, function: str, reply: Reply) -> None:
-        self._metrics.starts.labels(function, str(reply.start)).inc()
+        metrics = self._metrics
+        metrics.child(metrics.starts, function, str(reply.start)).inc()
         timings = reply.timings
         for phase in ("queue", "sandbox", "libs", "load", "exec"):
             value = getattr(timings, phase)
             if value or phase in ("queue", "exec"):
-                self._metrics.phases.labels(function, phase).observe(value / 1000)
+                metrics.child(metrics.phases, function, phase).observe(value / 1000)
 
     async def invoke_once(self, invocation: Invocation, key: str) -> tuple[Reply, bool]:
         """Run it unless a request under this key succeeded before; then that reply, and True.

@@ -52,6 +52,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._children: dict[tuple[Any, tuple[str, ...]], Any] = {}
         self.requests = Counter(
             "faasd_requests_total",
             "Invocations answered, by outcome (ok or an error's code)",
@@ -105,6 +106,17 @@ class Metrics:
             ["status"],
             registry=self.registry,
         )
+
+    def child(self, metric: Any, *labels: str) -> Any:
+        """The metric with these labels; looked up once, since that costs more than counting.
+
+        For metrics that are never cleared.
+        """
+        key = (metric, labels)
+        found = self._children.get(key)
+        if found is None:
+            found = self._children[key] = metric.labels(*labels)
+        return found
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -18,12 +18,13 @@ they know the shared secret (HMAC-SHA256 over fresh nonces); the traffic itself 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import itertools
 import secrets
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ from faasd.errors import (
     WorkerLost,
     from_problem,
 )
+from faasd.streams import Closable
 from faasd.telemetry import get_logger
 
 log = get_logger("faasd.wire")
@@ -45,6 +47,7 @@ REQUEST, REPLY, ERROR, ITEM, END, CANCEL, CREDIT, NOTE = range(8)
 WINDOW = 1 << 20
 MAX_FRAME = (1 << 30) + (1 << 24)
 _MAX_HELLO = 4096
+_LEAST_SIZE = 256
 _LENGTH = struct.Struct(">I")
 _GREETING = b"faasd-1"
 
@@ -74,6 +77,8 @@ class _Outgoing:
         self.taken = 0
 
     def end(self, error: FaasdError | None) -> None:
+        if self.closed:
+            return
         self.closed = True
         self.error = error
         self.arrived.set()
@@ -85,9 +90,10 @@ class _Outgoing:
 class _Incoming:
     """A request of the other side that is being served."""
 
-    __slots__ = ("credit", "refilled", "task")
+    __slots__ = ("credit", "method", "refilled", "task")
 
-    def __init__(self) -> None:
+    def __init__(self, method: str) -> None:
+        self.method = method
         self.credit = WINDOW
         self.refilled = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
@@ -128,8 +134,8 @@ class Channel:
                 self._dispatch(msgpack.unpackb(await self._reader.readexactly(length)))
         except (asyncio.IncompleteReadError, OSError):
             pass
-        except (ValueError, TypeError, IndexError, KeyError) as error:
-            log.warning("channel.garbage", error=repr(error))
+        except Exception:  # the boundary of a connection: what it cannot take ends it
+            log.warning("channel.garbage", exc_info=True)
         finally:
             await self._end()
 
@@ -152,12 +158,22 @@ class Channel:
         finally:
             if not request.answered.done() or not _has_more(request.answered):
                 self._outgoing.pop(identity, None)
-        return Answer(answer, self._items(identity, request) if more else None)
+        if not more:
+            return Answer(answer)
+        items = self._items(identity, request)
+        return Answer(answer, Closable(items, unread=lambda: self._cancel(identity)))
 
     def notify(self, method: str, payload: Any) -> None:
         self._send([NOTE, method, payload])
 
-    async def _items(self, identity: int, request: _Outgoing) -> AsyncIterator[Any]:
+    async def served(self, method: str) -> None:
+        """Wait until no request of this kind is being served, the last of its items included."""
+        while tasks := [
+            one.task for one in self._incoming.values() if one.method == method and one.task
+        ]:
+            await asyncio.wait(tasks)
+
+    async def _items(self, identity: int, request: _Outgoing) -> AsyncGenerator[Any, None]:
         finished = False
         try:
             while True:
@@ -226,9 +242,13 @@ class Channel:
             request.end(from_problem(frame[2]))
 
     def _begin(self, identity: int, method: str, payload: Any) -> None:
-        incoming = self._incoming[identity] = _Incoming()
+        if identity in self._incoming:
+            raise ValueError(f"request {identity} is being served already")
+        incoming = self._incoming[identity] = _Incoming(method)
         work = self._answer(identity, incoming, method, payload)
         incoming.task = asyncio.get_running_loop().create_task(work)
+        # Not by the task itself: one that is cancelled before its first step runs none of its code.
+        incoming.task.add_done_callback(lambda _task: self._incoming.pop(identity, None))
 
     async def _answer(self, identity: int, incoming: _Incoming, method: str, payload: Any) -> None:
         try:
@@ -237,20 +257,16 @@ class Channel:
             if answer.items is not None:
                 await self._send_items(identity, incoming, answer.items)
                 self._send([END, identity])
-            await self._writer.drain()
+            await self._drain()
         except asyncio.CancelledError:
             self._send([ERROR, identity, Cancelled("The request was cancelled.").to_problem()])
             raise
         except FaasdError as error:
             self._send([ERROR, identity, error.to_problem()])
-        except ConnectionError:
-            return
         except Exception:  # the boundary of a request: the other side hears of a defect
             log.exception("channel.request_failed", method=method)
             told = InternalError("The request could not be completed.")
             self._send([ERROR, identity, told.to_problem()])
-        finally:
-            self._incoming.pop(identity, None)
 
     async def _send_items(
         self, identity: int, incoming: _Incoming, items: AsyncIterator[Any]
@@ -262,11 +278,16 @@ class Channel:
                     await incoming.refilled.wait()
                 incoming.credit -= _size(item)
                 self._send([ITEM, identity, item])
-                await self._writer.drain()
+                await self._drain()
         finally:
             aclose = getattr(items, "aclose", None)
             if aclose is not None:
                 await aclose()
+
+    async def _drain(self) -> None:
+        # A connection that ends is `run`'s to notice; it then cancels what is being served.
+        with contextlib.suppress(ConnectionError):
+            await self._writer.drain()
 
     async def _end(self) -> None:
         self._closed = True
@@ -285,7 +306,7 @@ def _has_more(answered: asyncio.Future[tuple[Any, bool]]) -> bool:
 
 def _size(item: Any) -> int:
     """What an item counts against the window; both sides must agree."""
-    return len(item) if isinstance(item, bytes) else 256
+    return max(_LEAST_SIZE, len(item)) if isinstance(item, bytes) else _LEAST_SIZE
 
 
 def _lost() -> FaasdError:

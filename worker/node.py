@@ -82,13 +82,14 @@ class Node:
             gpus=len(self._gpus),
         )
 
-    async def drain(self) -> None:
-        """Take nothing more on, and wait a while for what runs."""
+    async def drain(self) -> bool:
+        """Take nothing more on, and wait a while for what runs; whether all of it ended."""
         self._draining = True
         give_up = asyncio.get_running_loop().time() + self._settings.shutdown_grace_s
         # Pools have no common event, and this runs once in a life.
         while self._busy() and asyncio.get_running_loop().time() < give_up:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+        return not self._busy()
 
     async def aclose(self) -> None:
         """Drain, then end every process."""
@@ -127,6 +128,7 @@ class Node:
 
         A revision that fails is forgotten again, unless it was known before.
         """
+        self._check_open()
         known = revision.key in self._services
         self._check_resources(revision)
         await self._sandboxes.check(revision.spec.runtime)
@@ -140,8 +142,7 @@ class Node:
 
     async def invoke(self, invocation: Invocation) -> Reply:
         """Run an invocation. Raises FaasdError; cancelling the call cancels the invocation."""
-        if self._draining:
-            raise Unavailable("The worker is shutting down.")
+        self._check_open()
         service = self._services.get(f"{invocation.function}@{invocation.revision}")
         if service is None:
             raise FunctionNotFound(
@@ -173,6 +174,10 @@ class Node:
     def _busy(self) -> bool:
         seen = [s.pool.statistics() for s in (*self._services.values(), *self._retiring)]
         return any(one.queued or one.running for one in seen)
+
+    def _check_open(self) -> None:
+        if self._draining:
+            raise Unavailable("The worker is shutting down.")
 
     def _check_resources(self, revision: Revision) -> None:
         wanted = revision.spec.resources

@@ -10,6 +10,7 @@ more calls than it may; at most one sandbox is open or opening; queue and instan
 from __future__ import annotations
 
 import enum
+import heapq
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -135,7 +136,6 @@ class _Instance:
 class _Call:
     id: CallId
     arrived: float
-    deadline: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +155,7 @@ class Pool:
         self._limits = limits
         self._keep_alive = keep_alive
         self._queue: OrderedDict[CallId, _Call] = OrderedDict()
+        self._deadlines: list[tuple[float, CallId]] = []
         self._where: dict[CallId, int] = {}
         self._instances: dict[int, _Instance] = {}
         self._next_instance = 1
@@ -215,7 +216,9 @@ class Pool:
             )
         self._keep_alive.arrived(now)
         self._used_at = now
-        self._queue[call] = _Call(call, now, deadline)
+        self._queue[call] = _Call(call, now)
+        if deadline is not None:
+            heapq.heappush(self._deadlines, (deadline, call))
 
     def cancel(self, call: CallId) -> int | None:
         """Forget a queued call, or name the instance that runs it, or None when it is gone."""
@@ -341,7 +344,8 @@ class Pool:
 
     def next_wakeup(self, now: float) -> float | None:
         """When `decide` has something to do without an event in between, or None."""
-        times = [call.deadline for call in self._queue.values() if call.deadline is not None]
+        deadline = self._next_deadline()
+        times = [] if deadline is None else [deadline]
         idle = [i for i in self._instances.values() if i.state is InstanceState.IDLE]
         if self._queue and idle and self._limits.batch > 1:
             first = next(iter(self._queue.values()))
@@ -357,10 +361,18 @@ class Pool:
         return min(times) if times else None
 
     def _expired(self, now: float) -> list[Action]:
-        late = [c.id for c in self._queue.values() if c.deadline is not None and c.deadline <= now]
-        for call in late:
+        late: list[Action] = []
+        while (due := self._next_deadline()) is not None and due <= now:
+            _, call = heapq.heappop(self._deadlines)
             del self._queue[call]
-        return [Expire(call) for call in late]
+            late.append(Expire(call))
+        return late
+
+    def _next_deadline(self) -> float | None:
+        """The earliest deadline of a queued call; what left the queue is dropped on the way."""
+        while self._deadlines and self._deadlines[0][1] not in self._queue:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
 
     def _failed(self, now: float) -> list[Action]:
         if self._failed_until is None:
@@ -451,6 +463,8 @@ class Pool:
 
     def _grow(self, now: float) -> list[Action]:
         if self._failed_until is not None and now < self._failed_until:
+            return []
+        if not (self._queue or self._hold_template or self.min_instances):
             return []
         missing = self._missing(now)
         if missing <= 0 and not self._hold_template:

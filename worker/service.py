@@ -10,7 +10,7 @@ import asyncio
 import functools
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,7 @@ from faasd.invocation import (
     Timings,
 )
 from faasd.policies.keepalive import keep_alive
+from faasd.streams import Closable
 from faasd.telemetry import get_logger
 from worker import pool as pools
 from worker.pool import Pool, PoolLimits
@@ -276,9 +277,9 @@ class RevisionService:
         self._step()
         try:
             return await pending.answer
-        except BaseException:
-            if not pending.answer.done() or pending.answer.cancelled():
-                self._abandon(pending)
+        except asyncio.CancelledError:
+            # Also when the answer came at the same moment: nobody would read its stream.
+            self._abandon(pending)
             raise
 
     async def prepare(self, progress: Progress) -> None:
@@ -372,6 +373,7 @@ class RevisionService:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for pending in list(self._pending.values()):
             self._drop(pending, Unavailable("The worker is shutting down."))
+        self._template_verdict(Unavailable("The worker is shutting down."))
         if self._sandbox is not None:
             await self._sandbox.aclose()
             self._sandbox = None
@@ -382,15 +384,25 @@ class RevisionService:
             return
         now = clock.monotonic()
         self._carry_out(self.pool.decide(now))
-        if self._wakeup is not None:
-            self._wakeup.cancel()
-            self._wakeup = None
         due = self.pool.next_wakeup(now)
         if due is not None:
-            delay = max(0.001, due - now)
-            self._wakeup = asyncio.get_running_loop().call_later(delay, self._step)
+            self._wake_up_at(due, now)
         if self.pool.retired and self.pool.empty and not self._pending:
             self._emptied(self)
+
+    def _wake_up_at(self, due: float, now: float) -> None:
+        """Ask the pool again by then. An earlier alarm stays: it costs less than to replace it."""
+        loop = asyncio.get_running_loop()
+        delay = max(0.001, due - now)
+        if self._wakeup is not None:
+            if self._wakeup.when() <= loop.time() + delay:
+                return
+            self._wakeup.cancel()
+        self._wakeup = loop.call_later(delay, self._on_alarm)
+
+    def _on_alarm(self) -> None:
+        self._wakeup = None
+        self._step()
 
     def _carry_out(self, actions: list[pools.Action]) -> None:
         for action in actions:
@@ -582,7 +594,7 @@ class RevisionService:
     def _interrupt(self, pending: _Pending, reason: FaasdError, *, grace_s: float) -> None:
         """Answer the caller now, and stop the handler: politely first when there is grace."""
         running = pending.instance
-        if running is None or pending.id not in running.calls:
+        if running is None or pending.id not in running.calls or pending.stop_reason is not None:
             return
         pending.stop_reason = reason
         self._note_cost(pending, reason, (clock.monotonic() - pending.dispatched) * 1000)
@@ -629,8 +641,11 @@ class RevisionService:
             pending.stream.abandon()
         self._interrupt(pending, Cancelled("The caller went away."), grace_s=self._cancel_grace_s)
 
-    async def chunks(self, pending: _Pending) -> AsyncIterator[bytes]:
+    def chunks(self, pending: _Pending) -> AsyncIterator[bytes]:
         """The body of a streamed reply; closing it early cancels the invocation."""
+        return Closable(self._chunks(pending), unread=lambda: self._abandon(pending))
+
+    async def _chunks(self, pending: _Pending) -> AsyncGenerator[bytes, None]:
         stream = pending.stream
         assert stream is not None
         finished = False

@@ -7,6 +7,7 @@ controller's successor queues again what must not be lost.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -24,6 +25,7 @@ _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 5.0
 _SILENCE_S = 15.0
 _GREETING_PATIENCE_S = 10.0
+_LAST_REPLIES_S = 10.0
 
 
 class RemoteSource:
@@ -66,9 +68,14 @@ class Uplink:
 
     async def aclose(self) -> None:
         """Take no more invocations, finish those that run, leave."""
-        if self._channel is not None:
-            self._channel.notify("leave", None)
-            await self._node.drain()
+        channel = self._channel
+        if channel is not None:
+            channel.notify("leave", None)
+            # A node is done before the controller has taken the last of its replies.
+            if await self._node.drain():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LAST_REPLIES_S):
+                        await channel.served("invoke")
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -92,7 +99,11 @@ class Uplink:
     async def _connect_once(self) -> None:
         async with asyncio.timeout(_GREETING_PATIENCE_S):
             reader, writer = await asyncio.open_connection(self._host, self._port, limit=1 << 20)
-            await greet_controller(reader, writer, self._secret)
+            try:
+                await greet_controller(reader, writer, self._secret)
+            except BaseException:
+                writer.transport.abort()
+                raise
         channel = Channel(reader, writer, serve=self._serve, note=self._note)
         served = asyncio.ensure_future(channel.run())
         reporting = asyncio.ensure_future(self._report(channel))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import re
 import uuid
@@ -117,18 +118,19 @@ def _refuse_foreign_pages(request: web.Request) -> None:
         return
     for header, before in (("Host", "//"), ("Origin", "")):
         named = request.headers.get(header)
-        if named is not None and not is_loopback(_host_of(before + named)):
+        if named is not None and not _means_this_machine(before + named):
             raise Forbidden(
                 f"A request with {header}: {named[:80]} needs an API key.",
                 remedy="Send one in the header Authorization, or call 127.0.0.1 directly.",
             )
 
 
-def _host_of(url: str) -> str:
+@functools.lru_cache(maxsize=256)
+def _means_this_machine(url: str) -> bool:
     try:
-        return urlsplit(url).hostname or ""
+        return is_loopback(urlsplit(url).hostname or "")
     except ValueError:
-        return ""
+        return False
 
 
 def _namespace(request: web.Request) -> str | None:

@@ -1,5 +1,7 @@
 """Sandboxes without processes: functions are Python callables of the worker's own process.
 
+A callable gets the body and gives a value, an awaitable of one, or an async iterator of chunks.
+
 An equal sibling of the real kinds, for tests of the worker and for trying policies: the node, its
 pools and its queues run as they are; starts take the time they are told to.
 """
@@ -7,8 +9,11 @@ pools and its queues run as they are; starts take the time they are told to.
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from faasd import clock
@@ -53,11 +58,12 @@ class FakeSandboxes:
     async def open(
         self, revision: Revision, placed: Placed, *, died: Callable[[], None], output: Output
     ) -> FakeSandbox:
-        del placed, output
+        del placed
         begin = clock.monotonic()
         await asyncio.sleep(self.load_s)
         self.opened += 1
-        sandbox = FakeSandbox(self, revision, died, Span("load", begin, clock.monotonic()))
+        load = Span("load", begin, clock.monotonic())
+        sandbox = FakeSandbox(self, revision, load, died=died, output=output)
         self.open_sandboxes.add(sandbox)
         return sandbox
 
@@ -76,9 +82,16 @@ class FakeSandbox:
     """A template that is always ready; `die` ends it as a crash would."""
 
     def __init__(
-        self, owner: FakeSandboxes, revision: Revision, died: Callable[[], None], load: Span
+        self,
+        owner: FakeSandboxes,
+        revision: Revision,
+        load: Span,
+        *,
+        died: Callable[[], None],
+        output: Output,
     ) -> None:
         self.owner = owner
+        self.output = output
         self.opened = Opened(StartKind.COLD, (load,))
         self.instances: set[FakeInstance] = set()
         self._name = revision.function.rpartition("/")[2]
@@ -112,61 +125,99 @@ class FakeSandbox:
 
 
 class FakeInstance:
-    """Answers each call after the time that execution takes."""
+    """Serves each call as a task, after the time that execution takes."""
 
     def __init__(self, sandbox: FakeSandbox, events: InstanceEvents, handler: Handler) -> None:
         self._sandbox = sandbox
         self._events = events
         self._handler = handler
-        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._calls: dict[int, asyncio.Task[None]] = {}
+        self._read = asyncio.Event()
+        self._read.set()
         self._dead = False
 
     def call(self, calls: Sequence[Call]) -> None:
-        loop = asyncio.get_running_loop()
         for call, _meta, body in calls:
-            self._timers[call] = loop.call_later(
-                self._sandbox.owner.exec_s, self._answer, call, body
-            )
+            task = asyncio.get_running_loop().create_task(self._serve(call, body))
+            self._calls[call] = task
+            task.add_done_callback(functools.partial(self._served, call))
 
     def cancel(self, call: int) -> None:
-        timer = self._timers.pop(call, None)
-        if timer is not None:
-            timer.cancel()
-            told = {"code": "cancelled", "message": "The caller went away."}
-            self._events.on_error(call, told, 0.0)
+        task = self._calls.get(call)
+        if task is not None:
+            task.cancel()
 
     def kill(self) -> None:
         if self._dead:
             return
         self._dead = True
-        for timer in self._timers.values():
-            timer.cancel()
+        for task in self._calls.values():
+            task.cancel()
         self._sandbox.instances.discard(self)
         asyncio.get_running_loop().call_soon(self._events.on_closed, Exit("was killed by signal 9"))
 
     def pause(self) -> None:
-        return
+        self._read.clear()
 
     def resume(self) -> None:
-        return
+        self._read.set()
 
     def pids(self) -> list[int]:
         return []
 
-    def _answer(self, call: int, body: bytes) -> None:
-        self._timers.pop(call, None)
-        exec_ms = self._sandbox.owner.exec_s * 1000
+    async def _serve(self, call: int, body: bytes) -> None:
+        begin = clock.monotonic()
         try:
+            await asyncio.sleep(self._sandbox.owner.exec_s)
             result = self._handler(body)
+            if inspect.isawaitable(result):
+                result = await result
+            if isinstance(result, AsyncGenerator):
+                await self._stream(call, result, begin)
+                return
         except Exception as error:  # stands for user code
             told = {"code": "handler_error", "type": type(error).__name__, "message": str(error)}
-            self._events.on_error(call, told, exec_ms)
+            self._failed(call, told, begin)
             return
-        if isinstance(result, bytes):
-            reply, kind = result, "application/octet-stream"
-        else:
-            reply, kind = json.dumps(result).encode(), "application/json"
-        self._events.on_result(call, 200, kind, {}, exec_ms, reply)
+        try:
+            reply, kind = _packed(result)
+        except (TypeError, ValueError) as error:
+            told = {"code": "unserialisable_result", "message": f"The result: {error}."}
+            self._failed(call, told, begin)
+            return
+        if not self._dead:
+            self._events.on_result(call, 200, kind, {}, _since_ms(begin), reply)
+
+    async def _stream(self, call: int, chunks: AsyncGenerator[bytes, None], begin: float) -> None:
+        async with aclosing(chunks):
+            self._events.on_start(call, 200, "application/octet-stream")
+            async for chunk in chunks:
+                await self._read.wait()
+                if self._dead:
+                    return
+                self._events.on_chunk(call, chunk)
+        if not self._dead:
+            self._events.on_end(call, _since_ms(begin))
+
+    def _failed(self, call: int, problem: dict[str, Any], begin: float) -> None:
+        if not self._dead:
+            self._events.on_error(call, problem, _since_ms(begin))
+
+    def _served(self, call: int, task: asyncio.Task[None]) -> None:
+        self._calls.pop(call, None)
+        if task.cancelled() and not self._dead:
+            told = {"code": "cancelled", "message": "The caller went away."}
+            self._events.on_error(call, told, 0.0)
+
+
+def _packed(result: Any) -> tuple[bytes, str]:
+    if isinstance(result, bytes):
+        return result, "application/octet-stream"
+    return json.dumps(result).encode(), "application/json"
+
+
+def _since_ms(begin: float) -> float:
+    return (clock.monotonic() - begin) * 1000
 
 
 def _echo(body: Any) -> Any:

@@ -1,0 +1,31 @@
+"""Streams whose end is always heard of, even when nobody began to read them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import TypeVar
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Closable(AsyncIterator[T_co]):
+    """An async generator that cleans up also when it is closed before its first item.
+
+    Closing a generator that was never begun runs none of its code, hence no `finally` either;
+    `unread` is called then instead. For one reader; owned by the event loop.
+    """
+
+    def __init__(self, items: AsyncGenerator[T_co, None], unread: Callable[[], None]) -> None:
+        self._items = items
+        self._unread: Callable[[], None] | None = unread
+
+    async def __anext__(self) -> T_co:
+        self._unread = None
+        return await anext(self._items)
+
+    async def aclose(self) -> None:
+        """End it. Safe to call twice."""
+        unread, self._unread = self._unread, None
+        if unread is not None:
+            unread()
+        await self._items.aclose()
