@@ -261,6 +261,24 @@ async def test_a_template_that_dies_idle_is_opened_again_by_the_next_call(tmp_pa
         assert sandboxes.opened == 2
 
 
+@in_loop
+async def test_a_sandbox_that_was_replaced_takes_nothing_along(tmp_path: Path) -> None:
+    sandboxes = FakeSandboxes()
+    async with running(tmp_path, sandboxes) as node:
+        node.register(revision())
+        await node.invoke(call())
+        former = the_sandbox(sandboxes)
+        former.die()
+        await until(lambda: node.report().functions[0].idle == 0)
+        await node.invoke(call())
+
+        former.die()
+
+        assert (await node.invoke(call())).start is StartKind.WARM
+        assert node.report().functions[0].template == "ready"
+        assert sandboxes.opened == 2
+
+
 @pytest.mark.parametrize(
     ("refusal", "kind", "attempts"),
     [
@@ -328,32 +346,75 @@ async def test_a_running_call_that_is_cancelled_is_stopped_and_its_instance_kept
         assert the_instance(sandboxes) is instance
 
 
-@in_loop
-async def test_a_handler_that_does_not_stop_when_told_is_killed(tmp_path: Path) -> None:
-    begun, release = asyncio.Event(), asyncio.Event()
+class Stubborn:
+    """A handler that does not stop when it is told to, but for bodies other than `stay`."""
 
-    async def stubborn(body: bytes) -> bytes:
-        if body == b"stubborn":
-            begun.set()
-            while not release.is_set():
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.release = asyncio.Event()
+        self.told = 0
+
+    async def __call__(self, body: bytes) -> bytes:
+        if body == b"stay":
+            self.begun.set()
+            while not self.release.is_set():
                 try:
-                    await release.wait()
+                    await self.release.wait()
                 except asyncio.CancelledError:
-                    continue
+                    self.told += 1
         return body
 
+
+@in_loop
+async def test_a_handler_that_does_not_stop_when_told_is_killed(tmp_path: Path) -> None:
+    stubborn = Stubborn()
     sandboxes = FakeSandboxes({"stubborn": stubborn})
     async with running(tmp_path, sandboxes, cancel_grace_s=0.01) as node:
         node.register(revision("stubborn", limits={"max_instances": 1}))
-        first = ask(node, b"stubborn", "stubborn")
-        await begun.wait()
+        first = ask(node, b"stay", "stubborn")
+        await stubborn.begun.wait()
         instance = the_instance(sandboxes)
 
         first.cancel()
 
         assert (await node.invoke(call(b"next", "stubborn"))).body == b"next"
         assert the_instance(sandboxes) is not instance
-        release.set()
+        stubborn.release.set()
+
+
+@in_loop
+async def test_an_instance_with_a_handler_that_should_have_stopped_gets_no_more_calls(
+    tmp_path: Path,
+) -> None:
+    stubborn = Stubborn()
+    async with running(tmp_path, FakeSandboxes({"stubborn": stubborn})) as node:
+        node.register(revision("stubborn", limits={"concurrency": 2, "max_instances": 2}))
+        first = ask(node, b"stay", "stubborn")
+        await stubborn.begun.wait()
+        first.cancel()
+        await until(lambda: stubborn.told)
+
+        assert (await node.invoke(call(b"next", "stubborn"))).start is StartKind.FORK
+        stubborn.release.set()
+
+
+@in_loop
+async def test_a_caller_who_leaves_as_the_deadline_passes_has_the_handler_told_once(
+    tmp_path: Path,
+) -> None:
+    stubborn = Stubborn()
+    async with running(tmp_path, FakeSandboxes({"stubborn": stubborn})) as node:
+        node.register(revision("stubborn", limits={"max_instances": 1}))
+        asked = ask(node, b"stay", "stubborn", remaining_s=0.05)
+        await stubborn.begun.wait()
+        await until_answered(node)
+
+        asked.cancel()
+
+        await until(lambda: asked.done() and stubborn.told)
+        stubborn.release.set()
+        assert (await node.invoke(call(b"next", "stubborn"))).start is StartKind.WARM
+        assert stubborn.told == 1
 
 
 @in_loop
