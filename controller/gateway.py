@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 
 from controller.registry import Registry
@@ -13,6 +13,7 @@ from controller.workers import Workers
 from faasd import clock
 from faasd.errors import BodyTooLarge, FaasdError, FunctionNotFound, IdempotencyMismatch
 from faasd.invocation import Invocation, Reply, StartKind, Timings
+from faasd.streams import Closable, close
 from faasd.telemetry import Metrics, get_logger
 
 log = get_logger("controller.gateway")
@@ -120,7 +121,12 @@ class Gateway:
             reply = await self.invoke(invocation)
             if reply.chunks is not None:
                 streaming = True
-                reply.chunks = self._recorded(reply, reply.chunks, slot, fingerprint, done)
+                chunks = reply.chunks
+                reply.chunks = Closable(
+                    self._recorded(reply, chunks, slot, fingerprint, done),
+                    unread=lambda: self._release(slot, done, None),
+                    source=chunks,
+                )
                 return reply, False
             kept_result = _kept(reply, reply.body)
             if kept_result.status < 500:
@@ -139,7 +145,7 @@ class Gateway:
         slot: tuple[str, str],
         fingerprint: str,
         done: asyncio.Future[StoredResult | None],
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """A streamed reply, kept under its key once it came to its end."""
         body = bytearray()
         kept: StoredResult | None = None
@@ -152,9 +158,7 @@ class Gateway:
                 kept = _kept(reply, bytes(body))
                 await self._store.remember(*slot, fingerprint, kept, clock.wall())
         finally:
-            aclose = getattr(chunks, "aclose", None)
-            if aclose is not None:
-                await aclose()
+            await close(chunks)
             self._release(slot, done, kept)
 
     def _release(

@@ -38,7 +38,7 @@ from faasd.errors import (
     WorkerLost,
     from_problem,
 )
-from faasd.streams import Closable
+from faasd.streams import Closable, close
 from faasd.telemetry import get_logger
 
 log = get_logger("faasd.wire")
@@ -280,9 +280,7 @@ class Channel:
                 self._send([ITEM, identity, item])
                 await self._drain()
         finally:
-            aclose = getattr(items, "aclose", None)
-            if aclose is not None:
-                await aclose()
+            await close(items)
 
     async def _drain(self) -> None:
         # A connection that ends is `run`'s to notice; it then cancels what is being served.

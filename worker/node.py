@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import IO, Any
 
-from faasd.errors import BadRequest, DeployFailed, FunctionNotFound, Unavailable
+from faasd.errors import BadRequest, DeployFailed, FaasdError, FunctionNotFound, Unavailable
 from faasd.invocation import (
     Invocation,
     LogLine,
@@ -37,6 +37,8 @@ from worker.service import RevisionService, no_progress
 log = get_logger("worker.node")
 
 _SHARE_OF_FREE_MEMORY = 0.75
+_OUTPUT_LINES = 100
+_OUTPUT_CHARACTERS = 8000
 
 
 class Node:
@@ -135,10 +137,19 @@ class Node:
         self.register(revision)
         try:
             await self._services[revision.key].prepare(progress)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, FaasdError):
+                self._attach_output(error, revision)
             if not known:
                 self.retire(revision.function, revision.id)
             raise
+
+    def _attach_output(self, error: FaasdError, revision: Revision) -> None:
+        """What the code printed while it was tried: logs of a refused function cannot be asked for."""
+        lines = self._logs.tail(revision.function, _OUTPUT_LINES)
+        printed = "\n".join(line.line for line in lines if line.revision == revision.id)
+        if printed:
+            error.extra["output"] = printed[-_OUTPUT_CHARACTERS:]
 
     async def invoke(self, invocation: Invocation) -> Reply:
         """Run an invocation. Raises FaasdError; cancelling the call cancels the invocation."""
@@ -226,6 +237,9 @@ class Node:
             for one in self._services.values():
                 wanted.update(ref.sha256 for ref in one.revision.artifacts.values())
             self._files.prune(wanted)
+        function = service.revision.function
+        if all(one.revision.function != function for one in self._everything()):
+            self._logs.forget(function)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

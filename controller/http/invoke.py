@@ -31,6 +31,7 @@ from faasd.errors import (
     UnserialisableResult,
 )
 from faasd.invocation import PHASES, Invocation, Reply
+from faasd.streams import close
 from faasd.telemetry import get_logger
 
 log = get_logger("controller.http")
@@ -135,6 +136,17 @@ def _idempotency_key(request: web.Request) -> str | None:
 async def _respond(
     request: web.Request, reply: Reply, *, replayed: bool = False
 ) -> web.StreamResponse:
+    try:
+        headers = _headers(request, reply, replayed=replayed)
+        if reply.chunks is None:
+            return web.Response(status=reply.status, headers=headers, body=reply.body)
+        return await _stream(request, reply, headers)
+    finally:
+        # Ends the invocation where the client went away, before the stream or in its midst.
+        await close(reply.chunks)
+
+
+def _headers(request: web.Request, reply: Reply, *, replayed: bool) -> dict[str, str]:
     headers = {
         **_headers_of_function(reply),
         "faasd-revision": reply.headers.get("faasd-revision", ""),
@@ -147,9 +159,7 @@ async def _respond(
         headers["faasd-worker"] = reply.worker
     if replayed:
         headers["Idempotency-Replayed"] = "true"
-    if reply.chunks is None:
-        return web.Response(status=reply.status, headers=headers, body=reply.body)
-    return await _stream(request, reply, headers)
+    return headers
 
 
 def _headers_of_function(reply: Reply) -> dict[str, str]:
@@ -194,11 +204,6 @@ async def _stream(
     except Exception:  # the boundary of a request whose status has gone out already
         log.exception("request.failed", path=request.path, request_id=request[REQUEST_ID])
         await _break_off(request, response, InternalError("The stream could not be completed."))
-    finally:
-        # Ends the invocation where the client went away in mid-stream.
-        aclose = getattr(chunks, "aclose", None)
-        if aclose is not None:
-            await aclose()
     return response
 
 

@@ -14,12 +14,13 @@ INTERRUPTED = 130
 
 
 def report(error: FaasdError, session: Session) -> int:
-    """Print the error, its remedy and the traceback of the user's code; the exit code."""
+    """Print what the user's code printed and its traceback, the error and its remedy; the exit code."""
     if session.json:
         say(json_text(error.to_problem(), pretty=False))
         return _exit_code(error)
-    if error.traceback:
-        say(error.traceback.rstrip() + "\n")
+    for shown in (error.extra.get("output"), error.traceback):
+        if shown:
+            say(str(shown).rstrip() + "\n")
     say(f"Error: {error.detail or error.title}")
     if error.remedy:
         say(error.remedy)

@@ -99,6 +99,17 @@ def test_a_bad_deploy_leaves_the_old_revision_serving(platform: Platform) -> Non
     assert platform.post("/invoke/careful", {}).json() == 1
 
 
+def test_a_refused_deploy_shows_what_the_code_printed(platform: Platform) -> None:
+    """Its logs cannot be asked for, since there is no such function."""
+    code = "import os\nprint('looking for weights')\nos._exit(3)\n"
+
+    refused = platform.deploy("silent", code)
+
+    assert refused.status == 422
+    assert refused.json()["output"] == "looking for weights"
+    assert platform.get("/v1/functions/silent/logs").status == 404
+
+
 def test_a_burst_on_a_cold_function_starts_no_more_than_may_be(platform: Platform) -> None:
     """64 callers at once, two instances at most, nobody left out, and the start is paid once."""
     platform.must_deploy("burst", PID, limits={"max_instances": 2}, scaling={"keep_alive": 0.0})

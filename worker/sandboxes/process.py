@@ -394,8 +394,8 @@ class ProcessSandbox:
             self._verdict.set_exception(
                 DeployFailed(
                     "The function's process ended while its code was imported or load() ran.",
-                    remedy="See its output with `faasd logs`; does it call exit, or need more "
-                    "than [resources] memory_mb?",
+                    remedy="See its output; does it call exit, or need more than "
+                    "[resources] memory_mb?",
                 )
             )
         for birth in self._births.values():
