@@ -27,14 +27,14 @@ class Words(Gateway):
 
     async def invoke(self, invocation: Invocation, *, mode: str = "sync") -> Reply:
         self.runs += 1
-        chunks = Closable(self._words(), unread=self._count)
+        chunks = Closable(self._words(), unread=self._note_unread)
         return Reply(200, "text/plain", {}, StartKind.WARM, Timings(), "w", chunks=chunks)
 
     async def _words(self) -> AsyncGenerator[bytes, None]:
         yield b"to "
         yield b"be"
 
-    def _count(self) -> None:
+    def _note_unread(self) -> None:
         self.unread += 1
 
 
