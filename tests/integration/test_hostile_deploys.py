@@ -547,7 +547,7 @@ def test_a_process_that_ends_while_it_starts_is_refused(
 
     problem = refused(try_deploy(platform, code), 422, "deploy_failed", "process ended")
 
-    assert "faasd logs" in problem["remedy"]
+    assert "See its output" in problem["remedy"]
 
 
 def test_a_load_that_never_returns_is_ended_at_its_limit(platform: Platform) -> None:
