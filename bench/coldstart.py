@@ -8,7 +8,8 @@ Everything before the inference itself, per round in turn:
 
 For the last two the time is what the platform reports of the first invocation on the instance
 (Server-Timing: sandbox + libs + load). Private memory is that of a further instance, as forked and
-after it has served one invocation.
+after it has served invocations, beside what the handler itself takes at its peak in the fresh
+interpreter.
 
     python -m bench.coldstart [--rounds 5]
 """
@@ -30,10 +31,11 @@ from faasd.client import Client
 
 FUNCTIONS = ("embed-minilm", "classify-image")
 
+# Prints the seconds since it was called, then the MB that handling the example takes at its peak: anonymous
+# memory beyond what load() left, pages of mapped files not counted.
 FRESH = """
-import time; started = time.monotonic()
-import json, os, sys
-folder, layers, example = sys.argv[1:4]
+import ctypes, gc, json, os, sys, time
+folder, layers, content_type, started = sys.argv[1:5]
 sys.path[:0] = [folder, *json.loads(layers)]
 import torch; torch.set_num_threads(1)
 from types import SimpleNamespace
@@ -42,22 +44,47 @@ context = SimpleNamespace(artifacts={}, env=dict(os.environ), cpus=1.0, device="
 context.state = handler.load(context)
 if hasattr(handler, "attach"):
     context.state = handler.attach(context.state, context)
-print(time.monotonic() - started)
+print(time.monotonic() - float(started))
+
+def memory(*fields):
+    with open("/proc/self/status") as status:
+        lines = dict(line.split(":", 1) for line in status)
+    return [int(lines[field].split()[0]) for field in fields]
+
+body = sys.stdin.buffer.read()
+event = json.loads(body) if content_type == "application/json" else body
+gc.collect()
+ctypes.CDLL(None).malloc_trim(0)
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+total, mapped = memory("VmRSS", "RssFile")
+for _ in range(4):
+    handler.handle(event, context)
+peak, mapped_after = memory("VmHWM", "RssFile")
+print((peak - total - (mapped_after - mapped)) / 1024)
 """
 
 
-def fresh_s(name: str, layers: list[str]) -> float:
-    """Seconds from the start of an interpreter to a loaded function."""
-    started = time.monotonic()
+def fresh(name: str, layers: list[str]) -> tuple[float, float]:
+    """Of a fresh interpreter: ms to a loaded function, and MB that its handler takes."""
+    body, content_type = example(name)
     done = subprocess.run(
-        [sys.executable, "-c", FRESH, str(EXAMPLES / name), json.dumps(layers), ""],
+        [
+            *(sys.executable, "-c", FRESH, str(EXAMPLES / name), json.dumps(layers), content_type),
+            str(time.monotonic()),
+        ],
+        input=body,
         check=True,
         capture_output=True,
-        env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
+        env={
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
+            "PATH": "/usr/bin:/bin",
+        },
     )
-    inside = float(done.stdout.split()[-1])
-    # The interpreter's own end is not part of a start; its beginning is.
-    return min(time.monotonic() - started, inside + 0.05)
+    seconds, handler_mb = map(float, done.stdout.split()[-2:])
+    return seconds * 1000, handler_mb
 
 
 @contextmanager
@@ -134,7 +161,7 @@ def main() -> None:
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
-        fresh: dict[str, list[float]] = {name: [] for name in FUNCTIONS}
+        bare: dict[str, list[tuple[float, float]]] = {name: [] for name in FUNCTIONS}
         zygote: dict[str, list[float]] = {name: [] for name in FUNCTIONS}
         template: dict[str, list[float]] = {name: [] for name in FUNCTIONS}
         memory: dict[str, tuple[float, float]] = {}
@@ -145,7 +172,7 @@ def main() -> None:
         layers = [str(path) for path in (data / "worker" / "layers").iterdir() if path.is_dir()]
         for _ in range(rounds):
             for name in FUNCTIONS:
-                fresh[name].append(fresh_s(name, layers) * 1000)
+                bare[name].append(fresh(name, layers))
             with platform(data, FAASD_WORKER_TEMPLATE_KEEP_ALIVE_S="0") as url:
                 for name in FUNCTIONS:
                     with deployed(url, name, keep_alive=0.0) as client:
@@ -158,8 +185,9 @@ def main() -> None:
                         template[name] += starts_ms(client, name, "fork", 1)
     row("", "fresh ms", "zygote ms", "template ms", "fresh/zygote", "fresh/template")
     for name in FUNCTIONS:
-        a, b, c = median(fresh[name]), median(zygote[name]), median(template[name])
+        a, b, c = median([ms for ms, _ in bare[name]]), median(zygote[name]), median(template[name])
         row(name, f"{a:.0f}", f"{b:.1f}", f"{c:.1f}", f"{a / b:.0f}x", f"{a / c:.0f}x")
+        handler_mb = median([mb for _, mb in bare[name]])
         key = name.replace("-", "_")
         figures |= {
             f"{key}_fresh_ms": a,
@@ -169,10 +197,13 @@ def main() -> None:
             f"{key}_template_ratio": a / c,
             f"{key}_private_forked_mb": memory[name][0],
             f"{key}_private_served_mb": memory[name][1],
+            f"{key}_handler_mb": handler_mb,
+            f"{key}_private_above_handler_mb": memory[name][1] - handler_mb,
         }
         print(
             f"{'':<34}private memory of a further instance: {memory[name][0]:.1f} MB as forked, "
-            f"{memory[name][1]:.1f} MB after invocations"
+            f"{memory[name][1]:.1f} MB after invocations; the handler alone takes "
+            f"{handler_mb:.1f} MB in a fresh interpreter"
         )
     result(bench="coldstart", rounds=rounds, **figures)
 

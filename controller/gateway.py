@@ -11,7 +11,7 @@ from controller.registry import Registry
 from controller.store.port import Store, StoredResult
 from controller.workers import Workers
 from faasd import clock
-from faasd.errors import BodyTooLarge, FaasdError, FunctionNotFound, IdempotencyMismatch
+from faasd.errors import FaasdError, FunctionNotFound, IdempotencyMismatch
 from faasd.invocation import Invocation, Reply, StartKind, Timings
 from faasd.streams import Closable, close
 from faasd.telemetry import Metrics, get_logger
@@ -34,15 +34,6 @@ class Gateway:
         self._metrics = metrics
         self._under_way: dict[tuple[str, str], tuple[str, asyncio.Future[StoredResult | None]]] = {}
 
-    def check_size(self, function: str, size: int) -> None:
-        """Raises FunctionNotFound or BodyTooLarge, before the body is read where possible."""
-        limits = self._registry.get(function).active.spec
-        if size > limits.max_body_bytes:
-            raise BodyTooLarge(
-                f"The body has {size} bytes; this function accepts {limits.max_body_bytes} "
-                f"([limits] max_body_mb = {limits.limits.max_body_mb:g})."
-            )
-
     async def invoke(self, invocation: Invocation, *, mode: str = "sync") -> Reply:
         """Run an invocation on the active revision. Raises FaasdError."""
         started = clock.monotonic()
@@ -57,11 +48,9 @@ class Gateway:
             outcome = "cancelled"
             raise
         finally:
-            metrics = self._metrics
-            metrics.child(metrics.requests, invocation.function, mode, outcome).inc()
-            took_s = clock.monotonic() - started
-            metrics.child(metrics.latency, invocation.function).observe(took_s)
-        self._count(invocation.function, reply)
+            seen = self._metrics.of(invocation.function)
+            seen.answered(mode, outcome, clock.monotonic() - started)
+        seen.started(reply.start, reply.timings)
         return reply
 
     async def _route(self, invocation: Invocation) -> Reply:
@@ -70,10 +59,11 @@ class Gateway:
         for last_try in (False, True):
             revision = self._registry.get(invocation.function).active
             member = self._workers.choose(revision.key)
-            routed = replace(invocation, revision=revision.id)
+            if invocation.revision != revision.id:
+                invocation = replace(invocation, revision=revision.id)
+            member.begin(revision.key)
             try:
-                with self._workers.dispatched(member, revision.key):
-                    reply = await member.link.invoke(routed)
+                reply = await member.link.invoke(invocation)
             except FunctionNotFound:
                 if last_try or self._registry.get(invocation.function).active.id == revision.id:
                     raise
@@ -81,18 +71,11 @@ class Gateway:
             except FaasdError as error:
                 error.extra.setdefault("revision", revision.id)
                 raise
+            finally:
+                member.end(revision.key)
             reply.headers = {**reply.headers, "faasd-revision": revision.id}
             return reply
         raise AssertionError
-
-    def _count(self, function: str, reply: Reply) -> None:
-        metrics = self._metrics
-        metrics.child(metrics.starts, function, str(reply.start)).inc()
-        timings = reply.timings
-        for phase in ("queue", "sandbox", "libs", "load", "exec"):
-            value = getattr(timings, phase)
-            if value or phase in ("queue", "exec"):
-                metrics.child(metrics.phases, function, phase).observe(value / 1000)
 
     async def invoke_once(self, invocation: Invocation, key: str) -> tuple[Reply, bool]:
         """Run it unless a request under this key succeeded before; then that reply, and True.

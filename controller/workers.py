@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import enum
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +35,17 @@ class Member:
     status: WorkerStatus = WorkerStatus.UP
     outstanding: int = 0
     per_revision: Counter[str] = field(default_factory=Counter)
+
+    def begin(self, key: str) -> None:
+        """An invocation of a revision is under way there, until `end`."""
+        self.outstanding += 1
+        self.per_revision[key] += 1
+
+    def end(self, key: str) -> None:
+        self.outstanding -= 1
+        self.per_revision[key] -= 1
+        if not self.per_revision[key]:
+            del self.per_revision[key]
 
 
 class Workers:
@@ -113,19 +123,6 @@ class Workers:
                 retry_after_s=1.0,
             )
         return self._members[chosen]
-
-    @contextlib.contextmanager
-    def dispatched(self, member: Member, key: str) -> Iterator[None]:
-        """Counts an invocation on a worker while it is under way."""
-        member.outstanding += 1
-        member.per_revision[key] += 1
-        try:
-            yield
-        finally:
-            member.outstanding -= 1
-            member.per_revision[key] -= 1
-            if not member.per_revision[key]:
-                del member.per_revision[key]
 
     async def any(self, patience_s: float) -> None:
         """Wait until some worker is up, at most so many seconds."""

@@ -94,10 +94,11 @@ class Revision:
     code_sha256: str
     artifacts: dict[str, ArtifactRef]
     min_instances: int = 0
+    key: str = field(init=False, repr=False, compare=False)
 
-    @property
-    def key(self) -> str:
-        return f"{self.function}@{self.id}"
+    def __post_init__(self) -> None:
+        # Asked for several times per invocation.
+        object.__setattr__(self, "key", f"{self.function}@{self.id}")
 
     def to_plain(self) -> dict[str, Any]:
         return {

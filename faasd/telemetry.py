@@ -9,6 +9,8 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from faasd.invocation import StartKind, Timings
+
 _MS = 0.001
 _BUCKETS = tuple(
     _MS * b for b in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_000, 60_000)
@@ -52,7 +54,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._children: dict[tuple[Any, tuple[str, ...]], Any] = {}
+        self._functions: dict[str, FunctionMetrics] = {}
         self.requests = Counter(
             "faasd_requests_total",
             "Invocations answered, by outcome (ok or an error's code)",
@@ -107,16 +109,53 @@ class Metrics:
             registry=self.registry,
         )
 
-    def child(self, metric: Any, *labels: str) -> Any:
-        """The metric with these labels; looked up once, since that costs more than counting.
-
-        For metrics that are never cleared.
-        """
-        key = (metric, labels)
-        found = self._children.get(key)
+    def of(self, function: str) -> FunctionMetrics:
+        """What is counted of each invocation of a function."""
+        found = self._functions.get(function)
         if found is None:
-            found = self._children[key] = metric.labels(*labels)
+            found = self._functions[function] = FunctionMetrics(self, function)
         return found
 
     def render(self) -> bytes:
         return generate_latest(self.registry)
+
+
+class FunctionMetrics:
+    """A function's part of the metrics: labels are looked up once, which costs more than counting."""
+
+    def __init__(self, metrics: Metrics, function: str) -> None:
+        self._function = function
+        self._requests = metrics.requests
+        self._starts = metrics.starts
+        self._phases = metrics.phases
+        self._latency = metrics.latency.labels(function)
+        self._by_outcome: dict[tuple[str, str], Counter] = {}
+        self._by_kind: dict[StartKind, Counter] = {}
+        self._by_phase: dict[str, Histogram] = {}
+
+    def answered(self, mode: str, outcome: str, took_s: float) -> None:
+        counter = self._by_outcome.get((mode, outcome))
+        if counter is None:
+            counter = self._requests.labels(self._function, mode, outcome)
+            self._by_outcome[mode, outcome] = counter
+        counter.inc()
+        self._latency.observe(took_s)
+
+    def started(self, kind: StartKind, timings: Timings) -> None:
+        counter = self._by_kind.get(kind)
+        if counter is None:
+            counter = self._by_kind[kind] = self._starts.labels(self._function, str(kind))
+        counter.inc()
+        self._observe("queue", timings.queue)
+        self._observe("exec", timings.exec)
+        if kind is not StartKind.WARM:
+            for phase in ("sandbox", "libs", "load"):
+                took_ms = getattr(timings, phase)
+                if took_ms:
+                    self._observe(phase, took_ms)
+
+    def _observe(self, phase: str, took_ms: float) -> None:
+        histogram = self._by_phase.get(phase)
+        if histogram is None:
+            histogram = self._by_phase[phase] = self._phases.labels(self._function, phase)
+        histogram.observe(took_ms / 1000)

@@ -19,6 +19,8 @@ from worker.sandbox import Call, Exit, InstanceEvents
 MAX_FRAME = 1 << 30
 _LENGTH = struct.Struct(">I")
 _EXIT_STATUS_PATIENCE_S = 0.3
+# Below this, a copy costs less than a second buffer in a write.
+_WORTH_JOINING = 65_536
 
 
 class InstanceLink(asyncio.Protocol):
@@ -41,6 +43,7 @@ class InstanceLink(asyncio.Protocol):
         self._fault: str | None = None
         self._status: int | None = None
         self._requests: dict[int, str] = {}
+        self._calls = 0
 
     def pids(self) -> list[int]:
         return [self.pid] if self.pid else []
@@ -54,11 +57,15 @@ class InstanceLink(asyncio.Protocol):
                 for pipe in self.pipes:
                     pipe.expect(self._requests[call])
         else:
+            self._calls += 1
             request = calls[0][1].get("request_id", "") if len(calls) == 1 else ""
             for pipe in self.pipes:
                 pipe.switch(request)
         body = msgpack.packb(["call", calls])
-        self._transport.writelines((_LENGTH.pack(len(body)), body))
+        if len(body) < _WORTH_JOINING:
+            self._transport.write(_LENGTH.pack(len(body)) + body)
+        else:
+            self._transport.writelines((_LENGTH.pack(len(body)), body))
 
     def cancel(self, call: int) -> None:
         if self._transport is None or self._lost:
@@ -181,11 +188,20 @@ class InstanceLink(asyncio.Protocol):
             raise ValueError(f"unknown frame {kind!r}")
 
     def _settle_output(self, call: int) -> None:
-        request = self._requests.pop(call, "")
-        for pipe in self.pipes:
-            if self._tags:
+        if self._tags:
+            request = self._requests.pop(call, "")
+            for pipe in self.pipes:
                 pipe.settle(request)
-            else:
+            return
+        # What it printed is in the pipes already, and may be read when the reply is on its way;
+        # twice, since what a loop's round writes goes out at the end of the round.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._settle_idle, self._calls)
+
+    def _settle_idle(self, calls: int) -> None:
+        """The output of a call that ended, unless the next call came first and did this."""
+        if calls == self._calls and not self._closed:
+            for pipe in self.pipes:
                 pipe.switch("")
 
     def _reject(self, fault: str) -> None:

@@ -98,6 +98,8 @@ class OutputPipe:
 
     def switch(self, request_id: str) -> None:
         """What is in the pipe belongs to the request so far; what comes next to `request_id`."""
+        if request_id == self._request == "":
+            return
         self._drain()
         self._flush()
         self._say_dropped(self._request)

@@ -201,13 +201,19 @@ class Pool:
         return self._retired
 
     @property
+    def waiting(self) -> bool:
+        """Whether any call is queued."""
+        return bool(self._queue)
+
+    @property
     def failing(self) -> bool:
         """Starts failed for good, or too often: none is tried for a while."""
         return self._failed_until is not None
 
     def arrive(self, call: CallId, now: float, deadline: float | None = None) -> None:
         """Queue a call. Raises QueueFull when the queue is at its limit and no instance is free."""
-        if len(self._queue) >= max(self._limits.queue, self._free_places()):
+        queued = len(self._queue)
+        if queued >= self._limits.queue and queued >= self._free_places():
             wait = self._expected_wait_s()
             raise QueueFull(
                 f"{len(self._queue)} invocations are waiting, the most that are queued "
@@ -336,10 +342,17 @@ class Pool:
         4. missing instances are started, from the template or by opening the sandbox first;
         5. instances idle for too long are stopped, and a template unused for too long with them.
         """
-        actions: list[Action] = [*self._expired(now), *self._failed(now)]
-        actions += self._dispatch(now)
-        actions += self._grow(now)
-        actions += self._shrink(now)
+        actions: list[Action] = []
+        if self._deadlines:
+            actions += self._expired(now)
+        if self._failed_until is not None:
+            actions += self._failed(now)
+        if self._queue:
+            actions += self._dispatch(now)
+        if self._queue or self._hold_template or self.min_instances:
+            actions += self._grow(now)
+        if not self._queue:
+            actions += self._shrink(now)
         return actions
 
     def next_wakeup(self, now: float) -> float | None:
@@ -347,13 +360,14 @@ class Pool:
         deadline = self._next_deadline()
         times = [] if deadline is None else [deadline]
         idle = [i for i in self._instances.values() if i.state is InstanceState.IDLE]
-        if self._queue and idle and self._limits.batch > 1:
+        if self._queue:
             first = next(iter(self._queue.values()))
-            times.append(first.arrived + self._limits.batch_wait_s)
-        if self._queue and self._start_s is not None and self._waited_s(now) < self._start_s:
-            times.append(now + self._start_s - self._waited_s(now))
-        if not self._queue and len(self._live()) > self.min_instances:
-            times += [i.idle_since + self._keep_alive.idle_s() for i in idle]
+            if idle and self._limits.batch > 1:
+                times.append(first.arrived + self._limits.batch_wait_s)
+            if self._start_s is not None and now - first.arrived < self._start_s:
+                times.append(first.arrived + self._start_s)
+        elif idle and len(self._live()) > self.min_instances:
+            times.append(min(i.idle_since for i in idle) + self._keep_alive.idle_s())
         if self._failed_until is not None and (self._queue or self._wants_any()):
             times.append(self._failed_until)
         if self._unused_template():
@@ -464,8 +478,6 @@ class Pool:
     def _grow(self, now: float) -> list[Action]:
         if self._failed_until is not None and now < self._failed_until:
             return []
-        if not (self._queue or self._hold_template or self.min_instances):
-            return []
         missing = self._missing(now)
         if missing <= 0 and not self._hold_template:
             return []
@@ -516,13 +528,13 @@ class Pool:
 
     def _shrink(self, now: float) -> list[Action]:
         idle = [i for i in self._instances.values() if i.state is InstanceState.IDLE]
-        minimum = 0 if self._retired else self.min_instances
-        spare = len(self._live()) - minimum
-        keep_s = 0.0 if self._retired else self._keep_alive.idle_s()
-        old = sorted((i for i in idle if i.idle_since + keep_s <= now), key=lambda i: i.idle_since)
-        if self._queue:
-            return []
-        actions = self._stop(old[: max(0, spare)])
+        actions: list[Action] = []
+        if idle:
+            minimum = 0 if self._retired else self.min_instances
+            spare = len(self._live()) - minimum
+            since = now if self._retired else now - self._keep_alive.idle_s()
+            old = sorted((i for i in idle if i.idle_since <= since), key=lambda i: i.idle_since)
+            actions = self._stop(old[: max(0, spare)])
         unused = self._used_at + self._limits.template_keep_alive_s <= now
         return actions + self._close_when_unused(force=unused or self._retired)
 

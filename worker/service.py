@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field
 from typing import Any
 
 from faasd import clock
@@ -42,168 +40,19 @@ from faasd.policies.keepalive import keep_alive
 from faasd.streams import Closable
 from faasd.telemetry import get_logger
 from worker import pool as pools
+from worker.calls import Pending, Running
 from worker.pool import Pool, PoolLimits
-from worker.sandbox import Exit, Instance, Output, Placed, Progress, Sandbox, Sandboxes, Span
+from worker.sandbox import Exit, Output, Placed, Progress, Sandbox, Sandboxes, Span
 
 log = get_logger("worker.service")
 
 _call_ids = itertools.count(1)
-_WINDOW_BYTES = 1 << 20
 _LEAST_LOOK_S = 0.1
 _REMEDIES = {"bad_request": "Send a body that is what its Content-Type says."}
 
 
 def no_progress(_stage: str, _detail: str) -> None:
     return
-
-
-@dataclass(slots=True, eq=False)
-class _Pending:
-    """A call on its way: whoever sent it waits on `answer`."""
-
-    id: int
-    invocation: Invocation
-    arrived: float
-    deadline: float | None
-    answer: asyncio.Future[Reply]
-    instance: _Running | None = None
-    kind: StartKind = StartKind.NONE
-    dispatched: float = 0.0
-    stream: _Stream | None = None
-    timer: asyncio.TimerHandle | None = None
-    stop_reason: FaasdError | None = None
-
-
-class _Stream:
-    """Chunks between an instance and a reader that may be slower. Pauses the instance when full."""
-
-    def __init__(self, instance: Instance) -> None:
-        self._instance = instance
-        self._chunks: deque[bytes] = deque()
-        self._bytes = 0
-        self._wake = asyncio.Event()
-        self._ended = False
-        self._error: FaasdError | None = None
-        self.abandoned = False
-
-    def feed(self, chunk: bytes) -> None:
-        if self.abandoned:
-            return
-        self._chunks.append(chunk)
-        self._bytes += len(chunk)
-        self._wake.set()
-        if self._bytes > _WINDOW_BYTES:
-            self._instance.pause()
-
-    def end(self, error: FaasdError | None = None) -> None:
-        self._ended = True
-        self._error = error
-        self._wake.set()
-
-    def abandon(self) -> None:
-        """Nobody reads any more: let the instance write on into nothing."""
-        self.abandoned = True
-        self._chunks.clear()
-        self._bytes = 0
-        self._instance.resume()
-
-    async def read(self) -> bytes | None:
-        """The next chunk, or None at the end. Raises the error that ended it."""
-        while not self._chunks:
-            if self._ended:
-                if self._error is not None:
-                    raise self._error
-                return None
-            self._wake.clear()
-            await self._wake.wait()
-        chunk = self._chunks.popleft()
-        before, self._bytes = self._bytes, self._bytes - len(chunk)
-        if before > _WINDOW_BYTES >= self._bytes:
-            self._instance.resume()
-        return chunk
-
-
-@dataclass(slots=True, eq=False)
-class _Running:
-    """An instance and what it is doing; receives its events."""
-
-    service: RevisionService
-    number: int
-    name: str
-    asked: float
-    sandbox_spans: tuple[Span, ...]
-    handle: Instance | None = None
-    spans: tuple[Span, ...] = ()
-    calls: dict[int, _Pending] = field(default_factory=dict)
-    why_killed: FaasdError | None = None
-    private_mb: float = 0.0
-
-    def on_result(
-        self,
-        call: int,
-        status: int,
-        content_type: str,
-        headers: dict[str, str],
-        exec_ms: float,
-        body: bytes,
-    ) -> None:
-        pending = self.calls.get(call)
-        if pending is None:
-            return
-        # The call stays ours until its reply is made: a forged one raises here, which ends the
-        # instance and answers the call with that.
-        if not isinstance(body, bytes):
-            raise TypeError("a body is bytes")
-        reply = Reply(
-            status=int(status),
-            content_type=str(content_type),
-            headers=dict(headers),
-            start=pending.kind,
-            timings=self.service.timings(pending, float(exec_ms)),
-            worker=self.service.worker_id,
-            body=body,
-        )
-        del self.calls[call]
-        self.service.answered(pending, reply)
-
-    def on_start(self, call: int, status: int, content_type: str) -> None:
-        pending = self.calls.get(call)
-        if pending is None or self.handle is None or pending.stream is not None:
-            return
-        pending.stream = _Stream(self.handle)
-        reply = Reply(
-            status=int(status),
-            content_type=str(content_type),
-            headers={},
-            start=pending.kind,
-            timings=self.service.timings(pending, 0.0),
-            worker=self.service.worker_id,
-            chunks=self.service.chunks(pending),
-        )
-        if pending.answer.done():
-            pending.stream.abandon()
-        else:
-            pending.answer.set_result(reply)
-
-    def on_chunk(self, call: int, data: bytes) -> None:
-        pending = self.calls.get(call)
-        if pending is not None and pending.stream is not None:
-            pending.stream.feed(data)
-
-    def on_end(self, call: int, exec_ms: float) -> None:
-        del exec_ms
-        pending = self.calls.pop(call, None)
-        if pending is not None:
-            self.service.answered(pending, None)
-
-    def on_error(self, call: int, problem: dict[str, Any], exec_ms: float) -> None:
-        took_ms = float(exec_ms)
-        pending = self.calls.pop(call, None)
-        if pending is not None:
-            self.service.failed(pending, self.service.user_error(problem), exec_ms=took_ms)
-
-    def on_closed(self, end: Exit) -> None:
-        self.service.instance_closed(self, end)
 
 
 class RevisionService:
@@ -245,13 +94,14 @@ class RevisionService:
         self._started = started
         self._sandbox: Sandbox | None = None
         self._generation = 0
-        self._running: dict[int, _Running] = {}
-        self._pending: dict[int, _Pending] = {}
+        self._running: dict[int, Running] = {}
+        self._pending: dict[int, Pending] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wakeup: asyncio.TimerHandle | None = None
         self._last_failure: FaasdError = Unavailable("The function could not be started.")
         self._progress: Progress = no_progress
         self._waiting_for_template: list[asyncio.Future[None]] = []
+        self._step_due = False
         self._closed = False
         self.template_mb = 0.0
         self.memory_mb = 0.0
@@ -265,7 +115,7 @@ class RevisionService:
         remaining = invocation.remaining_s
         if remaining is not None and remaining <= 0:
             raise DeadlineExceeded("The deadline had passed when the invocation arrived.")
-        pending = _Pending(
+        pending = Pending(
             id=next(_call_ids),
             invocation=invocation,
             arrived=now,
@@ -509,7 +359,7 @@ class RevisionService:
         asked = clock.monotonic()
         spans = sandbox.opened.spans if sandbox else ()
         name = f"{self.revision.id}-{self._generation}.{number}"
-        running = _Running(self, number, name, asked, spans)
+        running = Running(self, number, name, asked, spans)
         self._running[number] = running
         try:
             if sandbox is None:
@@ -560,7 +410,7 @@ class RevisionService:
             if pending.deadline is not None and pending.deadline - now < timeout:
                 limit, reason = max(0.0, pending.deadline - now), self._deadline_passed
             pending.timer = loop.call_later(limit, reason, pending)
-            calls.append((identity, _meta(pending, now), pending.invocation.body))
+            calls.append((identity, pending.meta(now), pending.invocation.body))
             self._started(kind)
         try:
             running.handle.call(calls)
@@ -572,7 +422,7 @@ class RevisionService:
                 pending = running.calls.pop(identity)
                 loop.call_soon(functools.partial(self.failed, pending, BadRequest(told), exec_ms=0))
 
-    def _timed_out(self, pending: _Pending) -> None:
+    def _timed_out(self, pending: Pending) -> None:
         limit = self.revision.spec.limits.timeout_s
         self._interrupt(
             pending,
@@ -580,7 +430,7 @@ class RevisionService:
             grace_s=0.0 if self._alone(pending) else self._cancel_grace_s,
         )
 
-    def _deadline_passed(self, pending: _Pending) -> None:
+    def _deadline_passed(self, pending: Pending) -> None:
         self._interrupt(
             pending,
             DeadlineExceeded("The caller's deadline (Faasd-Deadline-Ms) passed while it ran."),
@@ -588,17 +438,17 @@ class RevisionService:
         )
 
     @staticmethod
-    def _alone(pending: _Pending) -> bool:
+    def _alone(pending: Pending) -> bool:
         return pending.instance is not None and len(pending.instance.calls) <= 1
 
-    def _interrupt(self, pending: _Pending, reason: FaasdError, *, grace_s: float) -> None:
+    def _interrupt(self, pending: Pending, reason: FaasdError, *, grace_s: float) -> None:
         """Answer the caller now, and stop the handler: politely first when there is grace."""
         running = pending.instance
         if running is None or pending.id not in running.calls or pending.stop_reason is not None:
             return
         pending.stop_reason = reason
         self._note_cost(pending, reason, (clock.monotonic() - pending.dispatched) * 1000)
-        _fail_answer(pending, reason)
+        pending.fail(reason)
         if grace_s <= 0:
             self._kill(running, reason)
             return
@@ -607,14 +457,14 @@ class RevisionService:
             running.handle.cancel(pending.id)
         self._look_again(pending, grace_s)
 
-    def _look_again(self, pending: _Pending, delay_s: float) -> None:
+    def _look_again(self, pending: Pending, delay_s: float) -> None:
         if pending.timer is not None:
             pending.timer.cancel()
         pending.timer = asyncio.get_running_loop().call_later(
             delay_s, self._kill_if_still_running, pending
         )
 
-    def _kill_if_still_running(self, pending: _Pending) -> None:
+    def _kill_if_still_running(self, pending: Pending) -> None:
         running = pending.instance
         if running is None or pending.id not in running.calls:
             return
@@ -624,13 +474,13 @@ class RevisionService:
             return
         self._kill(running, pending.stop_reason or Cancelled("The caller went away."))
 
-    def _kill(self, running: _Running, reason: FaasdError) -> None:
+    def _kill(self, running: Running, reason: FaasdError) -> None:
         running.why_killed = reason
         self.pool.stopping(running.number)
         if running.handle is not None:
             running.handle.kill()
 
-    def _abandon(self, pending: _Pending) -> None:
+    def _abandon(self, pending: Pending) -> None:
         """The caller is gone: drop the call if it waits, stop it if it runs."""
         self.pool.cancel(pending.id)
         if pending.instance is None:
@@ -641,11 +491,11 @@ class RevisionService:
             pending.stream.abandon()
         self._interrupt(pending, Cancelled("The caller went away."), grace_s=self._cancel_grace_s)
 
-    def chunks(self, pending: _Pending) -> AsyncIterator[bytes]:
+    def chunks(self, pending: Pending) -> AsyncIterator[bytes]:
         """The body of a streamed reply; closing it early cancels the invocation."""
         return Closable(self._chunks(pending), unread=lambda: self._abandon(pending))
 
-    async def _chunks(self, pending: _Pending) -> AsyncGenerator[bytes, None]:
+    async def _chunks(self, pending: Pending) -> AsyncGenerator[bytes, None]:
         stream = pending.stream
         assert stream is not None
         finished = False
@@ -660,25 +510,38 @@ class RevisionService:
             if not finished:
                 self._abandon(pending)
 
-    def answered(self, pending: _Pending, reply: Reply | None) -> None:
+    def answered(self, pending: Pending, reply: Reply | None) -> None:
         """A call came to its end; `reply` is None for the end of a stream."""
         self._forget(pending)
         if pending.stream is not None:
             pending.stream.end()
         elif reply is not None and not pending.answer.done():
             pending.answer.set_result(reply)
-        self.pool.finished(pending.id, clock.monotonic())
-        self._step()
+        self._finished(pending)
 
-    def failed(self, pending: _Pending, error: FaasdError, *, exec_ms: float) -> None:
+    def failed(self, pending: Pending, error: FaasdError, *, exec_ms: float) -> None:
         """A call ended in an error that the instance survived."""
         self._forget(pending)
         self._note_cost(pending, error, exec_ms)
-        _fail_answer(pending, error)
+        pending.fail(error)
+        self._finished(pending)
+
+    def _finished(self, pending: Pending) -> None:
         self.pool.finished(pending.id, clock.monotonic())
+        if self.pool.waiting or self.pool.retired:
+            self._step()
+        elif not self._step_due:
+            # Nothing waits for the place: the reply goes out first. A loop writes at the end of a
+            # round, hence in the round after the next.
+            self._step_due = True
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._late_step)
+
+    def _late_step(self) -> None:
+        self._step_due = False
         self._step()
 
-    def instance_closed(self, running: _Running, end: Exit) -> None:
+    def instance_closed(self, running: Running, end: Exit) -> None:
         """An instance is gone: every call on it is answered with the reason."""
         self._running.pop(running.number, None)
         calls = list(running.calls.values())
@@ -692,21 +555,21 @@ class RevisionService:
                 else InstanceDied(f"The instance {end.detail} while it served the invocation.")
             )
             self._note_cost(pending, error, (clock.monotonic() - pending.dispatched) * 1000)
-            _fail_answer(pending, error)
+            pending.fail(error)
         self.pool.instance_gone(running.number, clock.monotonic())
         self._step()
 
-    def _forget(self, pending: _Pending) -> None:
+    def _forget(self, pending: Pending) -> None:
         if pending.timer is not None:
             pending.timer.cancel()
         self._pending.pop(pending.id, None)
 
-    def _drop(self, pending: _Pending, error: FaasdError) -> None:
+    def _drop(self, pending: Pending, error: FaasdError) -> None:
         self._forget(pending)
         self._note_cost(pending, error, 0.0)
-        _fail_answer(pending, error)
+        pending.fail(error)
 
-    def _note_cost(self, pending: _Pending, error: FaasdError, exec_ms: float) -> None:
+    def _note_cost(self, pending: Pending, error: FaasdError, exec_ms: float) -> None:
         error.extra["timings"] = self.timings(pending, exec_ms).as_list()
         error.extra["start"] = str(pending.kind)
         error.extra["worker"] = self.worker_id
@@ -725,11 +588,13 @@ class RevisionService:
             return OutOfMemory(f"{detail} [resources] memory_mb = {limit}.", traceback=trace)
         return HandlerError(detail, traceback=trace)
 
-    def timings(self, pending: _Pending, exec_ms: float) -> Timings:
+    def timings(self, pending: Pending, exec_ms: float) -> Timings:
         """How the time from arrival to dispatch divides: starts that it waited for, and queue."""
         end = pending.dispatched or clock.monotonic()
+        if pending.kind is StartKind.WARM:
+            return Timings(queue=(end - pending.arrived) * 1000, exec=exec_ms)
         phases = {"sandbox": 0.0, "libs": 0.0, "load": 0.0}
-        if pending.kind is not StartKind.WARM and pending.instance is not None:
+        if pending.instance is not None:
             for span in pending.instance.spans:
                 overlap = min(span.end, end) - max(span.begin, pending.arrived)
                 if overlap > 0:
@@ -742,27 +607,3 @@ class RevisionService:
         seen = self.pool.statistics()
         evictable = self.pool.min_instances == 0 and (seen.idle or seen.sandbox == "ready")
         return (self.pool.idle_since() if evictable else None), self.memory_mb
-
-
-def _fail_answer(pending: _Pending, error: FaasdError) -> None:
-    if pending.stream is not None:
-        pending.stream.end(error)
-    elif not pending.answer.done():
-        pending.answer.set_exception(error)
-        # The caller may have gone in the meantime; then nobody looks at the answer.
-        pending.answer.exception()
-
-
-def _meta(pending: _Pending, now: float) -> dict[str, Any]:
-    invocation = pending.invocation
-    meta: dict[str, Any] = {
-        "request_id": invocation.id,
-        "content_type": invocation.content_type,
-        "headers": invocation.headers,
-        "attempt": invocation.attempt,
-    }
-    if pending.deadline is not None:
-        meta["remaining_s"] = pending.deadline - now
-    if invocation.events:
-        meta["events"] = True
-    return meta

@@ -61,7 +61,6 @@ class Uplink:
         self._heartbeat_s = heartbeat_s
         self._task: asyncio.Task[None] | None = None
         self._channel: Channel | None = None
-        self.refused: asyncio.Future[FaasdError] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._stay_connected())
@@ -89,9 +88,9 @@ class Uplink:
             except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
                 log.warning("controller.unreachable", error=str(error) or type(error).__name__)
             except Unauthorized as error:
-                log.error("controller.refused", detail=error.detail)  # noqa: TRY400
-                if not self.refused.done():
-                    self.refused.set_result(error)
+                log.error(  # noqa: TRY400
+                    "controller.refused", detail=error.detail, remedy=error.remedy
+                )
             # Spread out, so that all workers of a cluster do not come back at one moment.
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(_LONGEST_WAIT_S, wait_s * 2)

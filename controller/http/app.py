@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import os
 import re
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -181,7 +181,7 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
 
 def _request_id(request: web.Request) -> str:
     given = request.headers.get("Faasd-Request-Id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
 
 
 def problem(request: web.Request, error: FaasdError, *, status: int | None = None) -> web.Response:

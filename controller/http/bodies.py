@@ -22,6 +22,12 @@ async def read_body(request: web.Request, limit: int) -> bytes:
         return b""
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
+    if request.content.is_eof():
+        # It came together with its headers, as most do.
+        whole = request.content.read_nowait()
+        if len(whole) > limit:
+            raise _too_large(limit)
+        return whole
     body = bytearray()
     async for chunk in request.content.iter_any():
         body += chunk

@@ -24,6 +24,7 @@ from controller.store.port import StoredInvocation
 from faasd import clock
 from faasd.errors import (
     BadRequest,
+    BodyTooLarge,
     Conflict,
     DeadlineExceeded,
     FaasdError,
@@ -31,6 +32,7 @@ from faasd.errors import (
     UnserialisableResult,
 )
 from faasd.invocation import PHASES, Invocation, Reply
+from faasd.spec import FunctionSpec
 from faasd.streams import close
 from faasd.telemetry import get_logger
 
@@ -57,22 +59,22 @@ async def invoke(request: web.Request) -> web.StreamResponse:
     function = full_name(request, "endpoint")
     mode = query_choice(request, "mode", ("sync", "async"))
     key = _idempotency_key(request)
-    parts.gateway.check_size(function, request.content_length or 0)
+    revision = parts.registry.get(function).active
+    _check_size(revision.spec, request.content_length or 0)
     remaining = _deadline(request)
-    limit = parts.registry.get(function).active.spec.max_body_bytes
-    body = await read_body(request, limit)
+    body = await read_body(request, revision.spec.max_body_bytes)
     if remaining is not None:
         remaining -= clock.monotonic() - arrived
     invocation = Invocation(
         id=request[REQUEST_ID],
         function=function,
-        revision="",
+        revision=revision.id,
         body=body,
         content_type=header_text(request.headers.get("Content-Type", "")),
         headers={
-            name.lower(): header_text(value)
+            lowered: header_text(value)
             for name, value in request.headers.items()
-            if name.lower() not in _NOT_PASSED_ON
+            if (lowered := name.lower()) not in _NOT_PASSED_ON
         },
         remaining_s=remaining,
         events=_EVENTS in request.headers.get("Accept", ""),
@@ -100,6 +102,15 @@ async def _submit(request: web.Request, invocation: Invocation, key: str | None)
     return web.json_response(
         {"id": stored.id, "status": stored.status, "url": url}, status=202, headers=headers
     )
+
+
+def _check_size(spec: FunctionSpec, size: int) -> None:
+    """Raises BodyTooLarge, before the body is read where possible."""
+    if size > spec.max_body_bytes:
+        raise BodyTooLarge(
+            f"The body has {size} bytes; this function accepts {spec.max_body_bytes} "
+            f"([limits] max_body_mb = {spec.limits.max_body_mb:g})."
+        )
 
 
 def _deadline(request: web.Request) -> float | None:
@@ -167,10 +178,10 @@ def _headers_of_function(reply: Reply) -> dict[str, str]:
     chosen = {
         name: value
         for name, value in reply.headers.items()
-        if name.lower() not in _OURS and not name.lower().startswith("faasd-")
+        if (lowered := name.lower()) not in _OURS and not lowered.startswith("faasd-")
     }
     for name, value in (*chosen.items(), ("Content-Type", reply.content_type)):
-        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+        if not _sendable(name, value):
             raise UnserialisableResult(
                 f"The function's response header {name[:80]!r} = {value[:80]!r} cannot be sent.",
                 remedy="Use a header name of letters, digits and hyphens, and a value of one line.",
@@ -180,6 +191,10 @@ def _headers_of_function(reply: Reply) -> dict[str, str]:
                 revision=reply.headers.get("faasd-revision"),
             )
     return chosen
+
+
+def _sendable(name: str, value: str) -> bool:
+    return bool(_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value))
 
 
 async def _stream(

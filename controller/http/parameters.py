@@ -58,6 +58,8 @@ def header_text(value: str) -> str:
 
     aiohttp keeps them as lone surrogates, which can neither be stored nor sent on.
     """
+    if value.isascii():
+        return value
     raw = value.encode("utf-8", "surrogateescape")
     try:
         return raw.decode("utf-8")

@@ -16,6 +16,7 @@ import msgpack
 MAX_PACKET = 128 * 1024
 MAX_FDS = 8
 _LENGTH = struct.Struct(">I")
+_READ = 65_536
 
 
 class Closed(Exception):
@@ -48,11 +49,19 @@ class FrameStream:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self._ahead = b""
 
     def read(self) -> list[Any]:
         """The next frame. Raises Closed when the stream ends, even inside a frame."""
-        (length,) = _LENGTH.unpack(self._exactly(4))
-        return msgpack.unpackb(self._exactly(length), use_list=True)  # type: ignore[no-any-return]
+        data: bytes | bytearray = self._ahead
+        while len(data) < 4:
+            data += self._recv(_READ)
+        (length,) = _LENGTH.unpack_from(data)
+        end = 4 + length
+        if len(data) < end:
+            data = self._complete(data, end)
+        self._ahead = bytes(data[end:])
+        return msgpack.unpackb(memoryview(data)[4:end], use_list=True)  # type: ignore[no-any-return]
 
     def write(self, message: list[Any]) -> None:
         payload = pack(message)
@@ -61,14 +70,12 @@ class FrameStream:
         except (BrokenPipeError, ConnectionResetError):
             raise Closed from None
 
-    def _exactly(self, size: int) -> bytes:
-        first: bytes = self._recv(size)
-        if len(first) == size:
-            return first
+    def _complete(self, data: bytes | bytearray, size: int) -> bytearray:
+        """The `size` bytes that `data` begins; reads no further, so that a body is copied once."""
         buffer = bytearray(size)
+        buffer[: len(data)] = data
         view = memoryview(buffer)
-        view[: len(first)] = first
-        have = len(first)
+        have = len(data)
         while have < size:
             try:
                 got = self.sock.recv_into(view[have:])
@@ -77,11 +84,11 @@ class FrameStream:
             if got == 0:
                 raise Closed
             have += got
-        return bytes(buffer)
+        return buffer
 
     def _recv(self, size: int) -> bytes:
         try:
-            data: bytes = self.sock.recv(min(size, 262_144))
+            data: bytes = self.sock.recv(size)
         except ConnectionResetError:
             raise Closed from None
         if not data:

@@ -1,20 +1,35 @@
-"""Idempotency in the gateway: what happens to a key when its reply is not read to the end."""
+"""The gateway: what is counted, and what becomes of an idempotency key whose reply is not read."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
+import pytest
+
 from controller.gateway import Gateway
+from controller.links import Progress
 from controller.registry import Registry
 from controller.store.sqlite import SqliteStore
 from controller.workers import Workers
 from faasd.blobs import BlobStore
-from faasd.invocation import Invocation, Reply, StartKind, Timings
+from faasd.errors import HandlerError
+from faasd.invocation import (
+    Invocation,
+    LogLine,
+    Reply,
+    Revision,
+    StartKind,
+    Timings,
+    WorkerReport,
+)
 from faasd.policies.routing import LeastOutstanding
+from faasd.spec import validate_spec
 from faasd.streams import Closable, close
 from faasd.telemetry import Metrics
+from tests.loops import in_loop
+from tests.platform import pack
 
 INVOCATION = Invocation(id="one", function="default/words", revision="", body=b"x")
 
@@ -36,6 +51,59 @@ class Words(Gateway):
 
     def _note_unread(self) -> None:
         self.unread += 1
+
+
+class Failing:
+    """A worker on which every invocation fails."""
+
+    worker_id = "w"
+
+    def report(self) -> WorkerReport:
+        return WorkerReport("w", 1, 1.0, 1.0, 0.0, 1, [], [], [])
+
+    def register(self, revision: Revision) -> None:
+        del revision
+
+    def retire(self, function: str, revision: str) -> None:
+        raise NotImplementedError
+
+    async def prepare(self, revision: Revision, progress: Progress) -> None:
+        del revision, progress
+
+    async def invoke(self, invocation: Invocation) -> Reply:
+        del invocation
+        raise HandlerError("The function raised ValueError.")
+
+    def logs(self, function: str, *, tail: int, follow: bool) -> AsyncIterator[LogLine]:
+        raise NotImplementedError
+
+
+async def archive() -> AsyncIterator[bytes]:
+    yield pack({"handler.py": "def handle(event, context): ..."})
+
+
+@in_loop
+async def test_an_invocation_that_fails_is_under_way_no_longer_and_is_counted(
+    tmp_path: Path,
+) -> None:
+    store = SqliteStore(tmp_path / "store.db")
+    await store.open()
+    workers, blobs, metrics = Workers(LeastOutstanding()), BlobStore(tmp_path), Metrics()
+    blobs.open()
+    registry = Registry(store, blobs, workers, code_max_mb=1, deploy_timeout_s=1)
+    gateway = Gateway(registry, workers, store, metrics)
+    member = workers.join(Failing())
+    try:
+        code = await blobs.put(archive(), sha256=None, max_mb=1)
+        spec = validate_spec({"name": "words"})
+        await registry.deploy("default/words", spec, code, {}, lambda _stage, _detail: None)
+        with pytest.raises(HandlerError):
+            await gateway.invoke(INVOCATION)
+    finally:
+        await store.aclose()
+
+    assert (member.outstanding, member.per_revision) == (0, {})
+    assert b'outcome="handler_error"} 1.0' in metrics.render()
 
 
 def with_words(folder: Path, leave_after: int | None) -> tuple[int, int, bytes, bool]:

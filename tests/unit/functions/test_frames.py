@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from functions.runtime import frames
-from functions.runtime.frames import Closed, FrameStream
+from functions.runtime.frames import Closed, FrameStream, pack
 from worker.control import describe_status
 from worker.instance import InstanceLink
 from worker.sandbox import Exit
@@ -90,6 +90,20 @@ def test_a_frame_comes_back_as_it_was(pair: Pair) -> None:
     FrameStream(one).write(["call", [[1, {"request_id": "r"}, b"\x00\xff"]]])
 
     assert FrameStream(other).read() == ["call", [[1, {"request_id": "r"}, b"\x00\xff"]]]
+
+
+def test_frames_that_arrive_together_are_read_one_by_one(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    one, other = pair
+    one.sendall(pack(["call", 1]) + pack(["call", b"x" * 100]) + pack(["call", 3])[:3])
+
+    reader = FrameStream(other)
+
+    assert reader.read() == ["call", 1]
+    assert reader.read() == ["call", b"x" * 100]
+    one.sendall(pack(["call", 3])[3:])
+    assert reader.read() == ["call", 3]
 
 
 def test_frames_that_come_together_are_read_one_by_one(pair: Pair) -> None:

@@ -1,0 +1,214 @@
+"""Calls on their way through a worker, the instance that runs them, and replies that stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from faasd.errors import FaasdError
+from faasd.invocation import Invocation, Reply, StartKind, Timings
+from worker.sandbox import Exit, Instance, Span
+
+_WINDOW_BYTES = 1 << 20
+
+
+class Stream:
+    """Chunks between an instance and a reader that may be slower. Pauses the instance when full."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._chunks: deque[bytes] = deque()
+        self._bytes = 0
+        self._wake = asyncio.Event()
+        self._ended = False
+        self._error: FaasdError | None = None
+        self.abandoned = False
+
+    def feed(self, chunk: bytes) -> None:
+        if self.abandoned:
+            return
+        self._chunks.append(chunk)
+        self._bytes += len(chunk)
+        self._wake.set()
+        if self._bytes > _WINDOW_BYTES:
+            self._instance.pause()
+
+    def end(self, error: FaasdError | None = None) -> None:
+        self._ended = True
+        self._error = error
+        self._wake.set()
+
+    def abandon(self) -> None:
+        """Nobody reads any more: let the instance write on into nothing."""
+        self.abandoned = True
+        self._chunks.clear()
+        self._bytes = 0
+        self._instance.resume()
+
+    async def read(self) -> bytes | None:
+        """The next chunk, or None at the end. Raises the error that ended it."""
+        while not self._chunks:
+            if self._ended:
+                if self._error is not None:
+                    raise self._error
+                return None
+            self._wake.clear()
+            await self._wake.wait()
+        chunk = self._chunks.popleft()
+        before, self._bytes = self._bytes, self._bytes - len(chunk)
+        if before > _WINDOW_BYTES >= self._bytes:
+            self._instance.resume()
+        return chunk
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """A call on its way: whoever sent it waits on `answer`; `instance` is what runs it."""
+
+    id: int
+    invocation: Invocation
+    arrived: float
+    deadline: float | None
+    answer: asyncio.Future[Reply]
+    instance: Running | None = None
+    kind: StartKind = StartKind.NONE
+    dispatched: float = 0.0
+    stream: Stream | None = None
+    timer: asyncio.TimerHandle | None = None
+    stop_reason: FaasdError | None = None
+
+    def fail(self, error: FaasdError) -> None:
+        """Tell whoever waits, or reads the stream."""
+        if self.stream is not None:
+            self.stream.end(error)
+        elif not self.answer.done():
+            self.answer.set_exception(error)
+            # The caller may have gone in the meantime; then nobody looks at the answer.
+            self.answer.exception()
+
+    def meta(self, now: float) -> dict[str, Any]:
+        """What its instance is told besides the body."""
+        invocation = self.invocation
+        meta: dict[str, Any] = {
+            "request_id": invocation.id,
+            "content_type": invocation.content_type,
+            "headers": invocation.headers,
+            "attempt": invocation.attempt,
+        }
+        if self.deadline is not None:
+            meta["remaining_s"] = self.deadline - now
+        if invocation.events:
+            meta["events"] = True
+        return meta
+
+
+class Owner(Protocol):
+    """Who is told what became of calls."""
+
+    worker_id: str
+
+    def timings(self, pending: Pending, exec_ms: float) -> Timings: ...
+
+    def chunks(self, pending: Pending) -> AsyncIterator[bytes]:
+        """The body of a streamed reply."""
+        ...
+
+    def answered(self, pending: Pending, reply: Reply | None) -> None:
+        """A call came to its end; `reply` is None for the end of a stream."""
+        ...
+
+    def failed(self, pending: Pending, error: FaasdError, *, exec_ms: float) -> None:
+        """A call ended in an error that the instance survived."""
+        ...
+
+    def user_error(self, problem: dict[str, Any]) -> FaasdError:
+        """What an instance said of a call, as an error of ours."""
+        ...
+
+    def instance_closed(self, running: Running, end: Exit) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """An instance and what it is doing; receives its events."""
+
+    owner: Owner
+    number: int
+    name: str
+    asked: float
+    sandbox_spans: tuple[Span, ...]
+    handle: Instance | None = None
+    spans: tuple[Span, ...] = ()
+    calls: dict[int, Pending] = field(default_factory=dict)
+    why_killed: FaasdError | None = None
+    private_mb: float = 0.0
+
+    def on_result(
+        self,
+        call: int,
+        status: int,
+        content_type: str,
+        headers: dict[str, str],
+        exec_ms: float,
+        body: bytes,
+    ) -> None:
+        pending = self.calls.get(call)
+        if pending is None:
+            return
+        # The call stays ours until its reply is made: a forged one raises here, which ends the
+        # instance and answers the call with that.
+        if not isinstance(body, bytes):
+            raise TypeError("a body is bytes")
+        reply = Reply(
+            status=int(status),
+            content_type=str(content_type),
+            headers=dict(headers),
+            start=pending.kind,
+            timings=self.owner.timings(pending, float(exec_ms)),
+            worker=self.owner.worker_id,
+            body=body,
+        )
+        del self.calls[call]
+        self.owner.answered(pending, reply)
+
+    def on_start(self, call: int, status: int, content_type: str) -> None:
+        pending = self.calls.get(call)
+        if pending is None or self.handle is None or pending.stream is not None:
+            return
+        pending.stream = Stream(self.handle)
+        reply = Reply(
+            status=int(status),
+            content_type=str(content_type),
+            headers={},
+            start=pending.kind,
+            timings=self.owner.timings(pending, 0.0),
+            worker=self.owner.worker_id,
+            chunks=self.owner.chunks(pending),
+        )
+        if pending.answer.done():
+            pending.stream.abandon()
+        else:
+            pending.answer.set_result(reply)
+
+    def on_chunk(self, call: int, data: bytes) -> None:
+        pending = self.calls.get(call)
+        if pending is not None and pending.stream is not None:
+            pending.stream.feed(data)
+
+    def on_end(self, call: int, exec_ms: float) -> None:
+        del exec_ms
+        pending = self.calls.pop(call, None)
+        if pending is not None:
+            self.owner.answered(pending, None)
+
+    def on_error(self, call: int, problem: dict[str, Any], exec_ms: float) -> None:
+        took_ms = float(exec_ms)
+        pending = self.calls.pop(call, None)
+        if pending is not None:
+            self.owner.failed(pending, self.owner.user_error(problem), exec_ms=took_ms)
+
+    def on_closed(self, end: Exit) -> None:
+        self.owner.instance_closed(self, end)
