@@ -20,7 +20,7 @@ MAX_FRAME = 1 << 30
 _LENGTH = struct.Struct(">I")
 _EXIT_STATUS_PATIENCE_S = 0.3
 # Below this, a copy costs less than a second buffer in a write.
-_WORTH_JOINING = 65_536
+_SMALL = 65_536
 
 
 class InstanceLink(asyncio.Protocol):
@@ -37,6 +37,7 @@ class InstanceLink(asyncio.Protocol):
         self.pipes = pipes
         self._tags = tags
         self._transport: asyncio.Transport | None = None
+        self._fd = -1
         self._buffer = bytearray()
         self._lost = False
         self._closed = False
@@ -62,10 +63,22 @@ class InstanceLink(asyncio.Protocol):
             for pipe in self.pipes:
                 pipe.switch(request)
         body = msgpack.packb(["call", calls])
-        if len(body) < _WORTH_JOINING:
-            self._transport.write(_LENGTH.pack(len(body)) + body)
-        else:
-            self._transport.writelines((_LENGTH.pack(len(body)), body))
+        frame = _LENGTH.pack(len(body)) + body if len(body) < _SMALL else None
+        if frame is None or not self._write_now(frame):
+            self._transport.writelines((frame,) if frame else (_LENGTH.pack(len(body)), body))
+
+    def _write_now(self, frame: bytes) -> bool:
+        """Write a small frame past the transport, which would wait for the end of the loop's round."""
+        assert self._transport is not None
+        if self._transport.get_write_buffer_size():
+            return False
+        try:
+            written = os.write(self._fd, frame)
+        except OSError:
+            return False
+        if written < len(frame):
+            self._transport.write(frame[written:])
+        return True
 
     def cancel(self, call: int) -> None:
         if self._transport is None or self._lost:
@@ -116,6 +129,7 @@ class InstanceLink(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are not subclasses of asyncio's.
         self._transport = cast("asyncio.Transport", transport)
+        self._fd = transport.get_extra_info("socket").fileno()
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data

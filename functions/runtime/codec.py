@@ -40,7 +40,7 @@ def decode(content_type: str, body: bytes) -> Any:
 
 def _json(body: bytes) -> Any:
     try:
-        return json.loads(body, parse_constant=_no_number)
+        return _decoder.decode(body.decode(json.detect_encoding(body), "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise BadEvent(f"The body is not JSON: {error}.") from None
 
@@ -104,7 +104,7 @@ def _encode_value(value: Any) -> tuple[str, bytes]:
 
 def _dumps(value: Any) -> str:
     try:
-        return json.dumps(value, default=_plain, allow_nan=False, separators=(",", ":"))
+        return _encoder.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise BadResult(f"The handler returned what cannot be sent as JSON: {error}.") from None
 
@@ -115,6 +115,11 @@ def _plain(value: Any) -> Any:
     if callable(to_list):
         return to_list()
     raise TypeError(f"{type(value).__name__} is not JSON, bytes or str")
+
+
+# Made once: json.loads and json.dumps make one per call when told anything.
+_decoder = json.JSONDecoder(parse_constant=_no_number)
+_encoder = json.JSONEncoder(default=_plain, allow_nan=False, separators=(",", ":"))
 
 
 def _headers(response: Response) -> dict[str, str]:
