@@ -122,7 +122,9 @@ def replay_command(
     report: Annotated[
         Path, typer.Option(help="Folder for report.json, invocations.csv and report.html.")
     ],
-    url: Annotated[str, typer.Option(help="Base URL of the platform.")] = "http://127.0.0.1:8080",
+    url: Annotated[
+        str, typer.Option(envvar="FAASD_URL", help="Base URL of the platform.")
+    ] = "http://127.0.0.1:8080",
     speed: Annotated[
         float, typer.Option(min=0.001, help="How many times faster than the trace.")
     ] = 1.0,

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import msgpack
 
+from faasd.errors import FaasdError
 from worker.control import describe_status
 from worker.output import OutputPipe
 from worker.sandbox import Call, Exit, InstanceEvents
@@ -43,6 +44,7 @@ class InstanceLink(asyncio.Protocol):
         self._closed = False
         self._fault: str | None = None
         self._status: int | None = None
+        self._why: FaasdError | None = None
         self._requests: dict[int, str] = {}
         self._calls = 0
 
@@ -111,15 +113,17 @@ class InstanceLink(asyncio.Protocol):
         for pipe in self.pipes:
             pipe.close()
 
-    def exited(self, status: int) -> None:
-        """The template collected the process."""
+    def exited(self, status: int, why: FaasdError | None = None) -> None:
+        """The template collected the process; `why` is the reason where it is known."""
         self._status = status
+        self._why = why
         self.pid = 0
         if self._lost:
             self._finish()
 
-    def abandon(self) -> None:
+    def abandon(self, why: FaasdError | None = None) -> None:
         """The template is gone, and the kernel ended this process with it."""
+        self._why = why
         self._status = self._status if self._status is not None else signal.SIGKILL
         if self._transport is None:
             self.connection_lost(None)
@@ -162,7 +166,7 @@ class InstanceLink(asyncio.Protocol):
         if not self.attached.done():
             self.attached.set_exception(ConnectionError(f"the instance {detail}"))
             self.attached.exception()
-        self._events.on_closed(Exit(detail))
+        self._events.on_closed(Exit(detail, self._why))
 
     def _parse(self) -> None:
         buffer = self._buffer

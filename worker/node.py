@@ -133,7 +133,7 @@ class Node:
         self._check_open()
         known = revision.key in self._services
         self._check_resources(revision)
-        await self._sandboxes.check(revision.spec.runtime)
+        await self._sandboxes.check(revision.spec)
         self.register(revision)
         try:
             await self._services[revision.key].prepare(progress)

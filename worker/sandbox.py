@@ -6,10 +6,12 @@ Implementations are siblings in `worker.sandboxes`, chosen by name: `process`, `
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from faasd.errors import FaasdError
 from faasd.invocation import Revision, RuntimeReport, StartKind
+from faasd.spec import FunctionSpec
 
 Call = tuple[int, dict[str, Any], bytes]
 Output = Callable[[str, str, str, str], None]
@@ -44,10 +46,10 @@ class Opened:
 
 @dataclass(slots=True)
 class Exit:
-    """How an instance ended; `detail` is a clause such as "was killed by signal 9"."""
+    """How an instance ended: a clause such as "was killed by signal 9", and the reason if known."""
 
     detail: str = "ended"
-    extra: dict[str, Any] = field(default_factory=dict)
+    reason: FaasdError | None = None
 
 
 class InstanceEvents(Protocol):
@@ -129,8 +131,8 @@ class Sandboxes(Protocol):
         """Look up the memory of the zygotes for `runtimes`. Blocks; called in a thread."""
         ...
 
-    async def check(self, runtime: str) -> None:
-        """Raises DeployFailed when the runtime is not to be had here."""
+    async def check(self, spec: FunctionSpec) -> None:
+        """Raises DeployFailed when functions like this cannot run here, whatever their code."""
         ...
 
     async def aclose(self) -> None: ...

@@ -552,7 +552,8 @@ class RevisionService:
             error = (
                 running.why_killed
                 if running.why_killed is not None and (alone or len(calls) == 1)
-                else InstanceDied(f"The instance {end.detail} while it served the invocation.")
+                else end.reason
+                or InstanceDied(f"The instance {end.detail} while it served the invocation.")
             )
             self._note_cost(pending, error, (clock.monotonic() - pending.dispatched) * 1000)
             pending.fail(error)

@@ -1,4 +1,5 @@
-"""Starts a zygote: `python -I .../functions/runtime CONTROL_FD`, run as a folder.
+"""Starts a zygote: `python -I .../functions/runtime CONTROL_FD`, run as a folder; or the zygote
+server of containers: `--listen SOCKET`.
 
 The package is registered under a private name: nothing here can hide, or be hidden by, a module
 of the function.
@@ -23,8 +24,12 @@ def main() -> None:
     spec.loader.exec_module(package)
     if sys.path and os.path.abspath(sys.path[0]) == here:
         del sys.path[0]
-    zygote = importlib.import_module(PRIVATE_NAME + ".zygote")
-    zygote.main(int(sys.argv[1]))
+    if sys.argv[1] == "--listen":
+        server = importlib.import_module(PRIVATE_NAME + ".server")
+        server.main(sys.argv[2])
+    else:
+        zygote = importlib.import_module(PRIVATE_NAME + ".zygote")
+        zygote.main(int(sys.argv[1]))
 
 
 if __name__ == "__main__":

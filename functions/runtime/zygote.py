@@ -34,15 +34,28 @@ def main(control_fd: int) -> None:
     control = socket.socket(fileno=control_fd)
     control.set_inheritable(False)
     request, _fds = frames.recv_packet(control)
+    ready = preload(request[1])
+    if ready[0] == "broken":
+        frames.send_packet(control, ready)
+        sys.exit(1)
+    parent = Parent(control, _become_template)
+    frames.send_packet(control, ready)
+    process.adopt_orphans()
+    # From here on the end of the worker is seen on the control socket, so that children are
+    # ended in order; being killed outright would leave a function's own children behind.
+    process.outlive_parent()
+    parent.serve()
+
+
+def preload(modules: list[str]) -> list[Any]:
+    """Import the libraries and make ready to fork: the packet that says how it went."""
     started = time.monotonic()
-    for module in request[1]:
+    for module in modules:
         try:
             importlib.import_module(module)
         except Exception:  # any library may fail in any way; the worker tells the operator
-            frames.send_packet(control, ["broken", module, traceback.format_exc()[-16_000:]])
-            sys.exit(1)
+            return ["broken", module, traceback.format_exc()[-16_000:]]
     _settle_torch()
-    parent = Parent(control, _become_template)
     gc.collect()
     gc.freeze()
     report = {
@@ -50,12 +63,7 @@ def main(control_fd: int) -> None:
         "modules": len(sys.modules),
         "threads": len(os.listdir("/proc/self/task")),
     }
-    frames.send_packet(control, ["ready", report])
-    process.adopt_orphans()
-    # From here on the end of the worker is seen on the control socket, so that children are
-    # ended in order; being killed outright would leave a function's own children behind.
-    process.outlive_parent()
-    parent.serve()
+    return ["ready", report]
 
 
 def _settle_torch() -> None:

@@ -20,6 +20,7 @@ from faasd import clock
 from faasd.errors import DeployFailed, Unavailable
 from faasd.invocation import Revision, RuntimeReport, StartKind
 from faasd.settings import WorkerSettings
+from faasd.spec import FunctionSpec
 from worker.sandbox import Call, Exit, InstanceEvents, Opened, Output, Placed, Span
 
 Handler = Callable[[Any], Any]
@@ -51,9 +52,9 @@ class FakeSandboxes:
     async def start(self) -> None:
         return
 
-    async def check(self, runtime: str) -> None:
-        if not runtime.startswith("python"):
-            raise DeployFailed(f"There is no runtime {runtime!r}.", remedy="Use python.")
+    async def check(self, spec: FunctionSpec) -> None:
+        if not spec.runtime.startswith("python"):
+            raise DeployFailed(f"There is no runtime {spec.runtime!r}.", remedy="Use python.")
 
     async def open(
         self, revision: Revision, placed: Placed, *, died: Callable[[], None], output: Output
