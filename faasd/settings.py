@@ -7,6 +7,7 @@ variables are FAASD_ plus the field's name, e.g. FAASD_PORT.
 from __future__ import annotations
 
 import ipaddress
+import platform
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
@@ -91,7 +92,9 @@ class WorkerSettings(BaseSettings):
         description="as the controller's",
         validation_alias=AliasChoices("FAASD_WORKER_CLUSTER_SECRET", "FAASD_CLUSTER_SECRET"),
     )
-    runtime: str = Field("process", pattern="^(process|fake)$", description="kind of sandboxes")
+    runtime: str = Field(
+        "process", pattern="^(process|docker|fake)$", description="kind of sandboxes"
+    )
     slots: int | None = Field(
         None, ge=1, description="instances this node is meant for; its cores when empty"
     )
@@ -111,8 +114,21 @@ class WorkerSettings(BaseSettings):
     preload_runtimes: list[str] = Field(
         default_factory=lambda: ["python"], description="zygotes started before they are needed"
     )
+    docker_image_prefix: str = Field(
+        "faasd-runtime-", description="images of the runtimes are named this and the runtime"
+    )
+    docker_image_tag: str = Field("latest", description="tag of the images of the runtimes")
+    docker_timeout_s: float = Field(60.0, gt=0, description="longest answer of the Docker engine")
+    docker_parallel: int = Field(4, ge=1, description="containers being made at once")
+    bare_least: int = Field(1, ge=0, description="bare sandboxes kept ready per runtime in use")
+    bare_most: int = Field(16, ge=1, description="most bare sandboxes kept ready per runtime")
     layer_timeout_s: float = Field(1200, gt=0, description="longest build of a requirements layer")
     shutdown_grace_s: float = Field(10.0, ge=0, description="wait for running invocations")
+
+    @property
+    def node_id(self) -> str:
+        """The name of the node."""
+        return self.id or platform.node() or "worker"
 
 
 _Settings = TypeVar("_Settings", bound=BaseSettings)

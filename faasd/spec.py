@@ -15,6 +15,7 @@ import re
 import tomllib
 import types
 import typing
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -43,6 +44,16 @@ Attribute = Annotated[
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 RelativePath = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
+Argument = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=4096)]
+Image = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][A-Za-z0-9_.:/@-]*$", max_length=255)]
+Network = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)]
+UrlPath = Annotated[str, StringConstraints(pattern=r"^/[!-~]*$", max_length=2000)]
+
+LAMBDA_API = "127.0.0.1:9001"
+_HANDLERS = {"faasd": "handler:handle", "openwhisk": "main:main"}
+# Networks of an engine that are no network between functions: the machine's own, and the one of
+# containers that nobody assigned.
+_NOT_NETWORKS = ("host", "bridge", "default")
 
 
 class _Section(BaseModel):
@@ -56,6 +67,8 @@ class Resources(_Section):
     memory_mb: int = Field(512, ge=16, le=4_194_304, description="private memory of one instance")
     gpus: float = Field(0, ge=0, le=64, description="GPUs of one instance")
     gpu_memory_mb: int = Field(0, ge=0, description="GPU memory of one instance")
+    pids: int = Field(256, ge=8, le=32_768, description="processes and threads of one sandbox")
+    tmp_mb: int = Field(512, ge=1, le=1_048_576, description="size of a sandbox's /tmp")
 
 
 class Limits(_Section):
@@ -98,6 +111,14 @@ class Slo(_Section):
     latency_ms: float | None = Field(None, gt=0, description="latency objective")
 
 
+class Http(_Section):
+    """Where the server of a function with contract = "http" listens."""
+
+    port: int = Field(8080, ge=1, le=65_535, description="port of the server; its $PORT")
+    path: UrlPath = Field("/", description="where invocations are sent")
+    ready: UrlPath | None = Field(None, description="answers below 400 once it is ready")
+
+
 class Example(_Section):
     """A request body to try the function with; load generators send it."""
 
@@ -127,9 +148,12 @@ class FunctionSpec(_Section):
 
     name: Name
     runtime: str = Field("python", pattern=NAME_PATTERN, description="library set it starts from")
-    handler: Attribute = "handler:handle"
+    image: Image | None = Field(None, description="container image in the place of a runtime's")
+    handler: Attribute = _HANDLERS["faasd"]
     load: Attribute | None = Field(None, description="called once per template")
-    contract: Literal["faasd"] = "faasd"
+    contract: Literal["faasd", "openwhisk", "http", "lambda"] = "faasd"
+    command: list[Argument] | None = Field(None, min_length=1, max_length=100)
+    network: Network = Field("none", description='"none", "internet" or a network by name')
     requirements: RelativePath | None = Field(None, description="pip requirements file")
     artifacts: dict[Name, RelativePath] = Field(default_factory=dict, max_length=100)
     resources: Resources = Field(default_factory=Resources)
@@ -138,6 +162,7 @@ class FunctionSpec(_Section):
     scaling: Scaling = Field(default_factory=Scaling)
     retries: Retries = Field(default_factory=Retries)
     slo: Slo = Field(default_factory=Slo)
+    http: Http = Field(default_factory=Http)
     env: dict[EnvName, Annotated[str, StringConstraints(max_length=32_768)]] = Field(
         default_factory=dict, max_length=1000
     )
@@ -150,6 +175,16 @@ class FunctionSpec(_Section):
             raise ValueError("must be a path inside the function's folder")
         return value
 
+    @field_validator("network")
+    @classmethod
+    def _is_made_for_functions(cls, value: str) -> str:
+        if value in _NOT_NETWORKS:
+            raise ValueError(
+                f'{value!r} is not for functions; accepted are "none", "internet" and the name of '
+                "a network that was made for them"
+            )
+        return value
+
     @field_validator("env")
     @classmethod
     def _has_no_nul(cls, value: dict[str, str]) -> dict[str, str]:
@@ -159,6 +194,27 @@ class FunctionSpec(_Section):
             if key.startswith("FAASD_"):
                 raise ValueError(f"{key}: names beginning with FAASD_ belong to the platform")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_contract_has_it(cls, raw: Any) -> Any:
+        """Defaults that depend on the contract."""
+        if not isinstance(raw, dict):
+            return raw
+        contract = raw.get("contract")
+        if contract == "openwhisk":
+            return {"handler": _HANDLERS["openwhisk"], **raw}
+        limits = raw.get("limits", {})
+        if contract in ("http", "lambda") and isinstance(limits, dict):
+            return {**raw, "limits": {"max_instances": 1, **limits}}
+        return raw
+
+    @model_validator(mode="after")
+    def _keeps_its_contract(self) -> Self:
+        for broken, why in _contract_rules(self):
+            if broken:
+                raise ValueError(why)
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -175,9 +231,95 @@ class FunctionSpec(_Section):
     def max_body_bytes(self) -> int:
         return int(self.limits.max_body_mb * 1024 * 1024)
 
+    @property
+    def relayed(self) -> bool:
+        """Whether a program of its own serves invocations, and no handler in Python."""
+        return self.contract in ("http", "lambda")
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """What must be found in the code, by the key that names it."""
+        if self.relayed:
+            return {}
+        return {"handler": self.handler} | ({"load": self.load} if self.load else {})
+
+    @property
+    def program_env(self) -> dict[str, str]:
+        """What the contract tells the program that serves invocations, beside `env`."""
+        if self.contract == "http":
+            return {"PORT": str(self.http.port)}
+        if self.contract == "lambda":
+            return {
+                "AWS_LAMBDA_RUNTIME_API": LAMBDA_API,
+                "AWS_LAMBDA_FUNCTION_NAME": self.name,
+                "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
+                "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(self.resources.memory_mb),
+                "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
+            }
+        return {}
+
     def canonical(self) -> bytes:
         """The spec as bytes that are equal for equal specs."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()
+        plain = self.model_dump(mode="json")
+        for section, key, default in _LATER_KEYS:
+            table = plain[section] if section else plain
+            if table[key] == default:
+                del table[key]
+        return json.dumps(plain, sort_keys=True).encode()
+
+
+# Keys that came after revisions were stored: at their defaults they do not count, or the same
+# content would become another revision.
+_LATER_KEYS: tuple[tuple[str, str, Any], ...] = (
+    ("", "image", None),
+    ("", "command", None),
+    ("", "network", "none"),
+    ("", "http", Http().model_dump(mode="json")),
+    ("resources", "pids", Resources().pids),
+    ("resources", "tmp_mb", Resources().tmp_mb),
+)
+
+
+def _contract_rules(spec: FunctionSpec) -> Iterator[tuple[bool, str]]:
+    """What does not go together: whether it is so, and the sentence for it."""
+    contract = f'contract = "{spec.contract}"'
+    yield (
+        spec.image is not None and spec.runtime != "python",
+        "runtime and image exclude each other: an image brings its own libraries",
+    )
+    yield (
+        spec.image is not None and spec.requirements is not None,
+        "requirements are installed beside a runtime's packages: with image, put them into the image",
+    )
+    yield (
+        spec.command is not None and not spec.relayed,
+        'command needs contract = "http" or contract = "lambda"',
+    )
+    yield spec.http != Http() and spec.contract != "http", '[http] needs contract = "http"'
+    yield (
+        spec.batching.max_size > 1 and spec.contract != "faasd",
+        f'batching.max_size above 1 needs contract = "faasd", not {contract}',
+    )
+    yield (
+        spec.limits.concurrency > 1 and spec.contract in ("openwhisk", "lambda"),
+        f"limits.concurrency must be 1 with {contract}, which takes one invocation at a time",
+    )
+    if not spec.relayed:
+        return
+    yield (
+        spec.image is None and spec.command is None,
+        f"{contract} needs image, or command to start a program of the code's folder",
+    )
+    yield (
+        spec.handler != _HANDLERS["faasd"] or spec.load is not None,
+        f"handler and load are not used with {contract}: name in command what serves invocations",
+    )
+    yield (
+        spec.limits.max_instances > 1,
+        f"limits.max_instances must be 1 with {contract}: each worker runs its program once",
+    )
+    for name in sorted(spec.program_env.keys() & spec.env.keys()):
+        yield True, f"env.{name} is the platform's to say with {contract}"
 
 
 def revision_of(spec: FunctionSpec, code_sha256: str, artifacts: dict[str, str]) -> str:

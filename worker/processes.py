@@ -89,3 +89,16 @@ def kill_marked(name: str, value: str, *, patience_s: float = 5.0) -> int:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
     return len(killed)
+
+
+def child_known_as(parent: int, inside: int) -> int:
+    """The child of a process that has the number `inside` in its own pid namespace; 0 if none."""
+    try:
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii")
+        for child in children.split():
+            for line in Path(f"/proc/{child}/status").read_text(encoding="ascii").splitlines():
+                if line.startswith("NSpid:") and int(line.split()[-1]) == inside:
+                    return int(child)
+    except OSError:
+        return 0
+    return 0

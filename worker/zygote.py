@@ -22,7 +22,7 @@ from worker.control import ControlSocket, control_pair
 log = get_logger("worker.zygote")
 
 # One thread each before any fork: a pool of threads does not survive it.
-_ONE_THREAD = dict.fromkeys(
+ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1"
 )
 QUIET = {
@@ -153,7 +153,7 @@ class Zygote:
         self.state = "starting"
         ours, theirs = control_pair()
         env = {name: os.environ[name] for name in INHERITED if name in os.environ}
-        env |= {**_ONE_THREAD, **QUIET, **self._marker, "PYTHONUNBUFFERED": "0"}
+        env |= {**ONE_THREAD, **QUIET, **self._marker, "PYTHONUNBUFFERED": "0"}
         with self._logfile.open("ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-X", "faulthandler", str(runtime_folder()), str(theirs.fileno())],

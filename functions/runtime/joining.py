@@ -23,6 +23,7 @@ _CLONE_NEWIPC, _CLONE_NEWPID, _CLONE_NEWNET = 0x8000000, 0x20000000, 0x40000000
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _OPEN_TREE_CLONE, _AT_EMPTY_PATH, _AT_FDCWD, _F_EMPTY_PATH = 0x1, 0x1000, -100, 0x4
 _RDONLY, _NOSUID, _NODEV = 0x1, 0x2, 0x4
+_MS_NOSUID, _MS_NODEV, _MS_REMOUNT = 0x2, 0x4, 0x20
 _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 4, 24, 38, 47
 _CAP_AMBIENT_CLEAR_ALL = 4
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -135,12 +136,17 @@ def pid_namespace(target: Target, home: int) -> Iterator[None]:
 
 
 def enter(
-    target: Target, mounts: list[tuple[int, str]], *, user: int, keep: Callable[[], set[int]]
+    target: Target,
+    mounts: list[tuple[int, str]],
+    *,
+    user: int,
+    tmp_mb: int,
+    keep: Callable[[], set[int]],
 ) -> None:
     """In the child: become an unprivileged process of the container. Raises Refused or OSError.
 
-    `user` is uid and gid; `keep` names the descriptors that stay open, which the caller has moved
-    where it wants them.
+    `user` is uid and gid, `tmp_mb` the size of the container's /tmp; `keep` names the descriptors
+    that stay open, once it has moved them where they belong.
     """
     if user < _LEAST_ID:
         raise Refused(f"user {user} is not one for functions")
@@ -148,7 +154,9 @@ def enter(
         os.write(fd, b"0")
     namespaces = _CLONE_NEWNS | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS | _CLONE_NEWCGROUP
     _setns(target.pidfd, namespaces)
+    os.umask(0o022)
     for fd, place in mounts:
+        os.makedirs(place, exist_ok=True)
         _syscall(
             _MOVE_MOUNT,
             ctypes.c_int(fd),
@@ -157,6 +165,9 @@ def enter(
             place.encode(),
             ctypes.c_uint(_F_EMPTY_PATH),
         )
+    size = f"size={tmp_mb}m".encode()
+    flags = ctypes.c_ulong(_MS_REMOUNT | _MS_NOSUID | _MS_NODEV)
+    _check(_libc.mount(None, b"/tmp", None, flags, size), "sizing /tmp")
     os.chdir("/")
     os.umask(0o077)
     _default_signals()

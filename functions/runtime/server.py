@@ -4,8 +4,8 @@ Runs from the runtime's own image, single-threaded, beside the sandboxes. It imp
 libraries and never a function's code, holds no secret, and takes requests from one worker at a
 time, on a socket that only its own user can reach:
 
-    worker -> server   ["preload", [module, ...], call filter]      first
-                       ["join", sandbox id, {"pid", "container", "mounts", "user", "folder"}]
+    worker -> server   ["preload", [module, ...]]                   first
+                       ["join", sandbox id, {"pid", "container", "mounts", "user", "tmp_mb", "folder"}]
                            with control, stdout, stderr descriptors
     server -> worker   ["ready", {"import_ms", "modules", "threads"}] | ["broken", module, traceback]
                        ["forked", sandbox id, pid] | ["failed", sandbox id, reason]
@@ -23,7 +23,7 @@ import socket
 import struct
 from typing import Any
 
-from . import frames, joining, process, template, zygote
+from . import frames, joining, process, seccomp, template, zygote
 
 _CREDENTIALS = struct.Struct("3i")
 _CONTROL, _STDOUT, _STDERR = 3, 4, 5
@@ -44,7 +44,7 @@ class Server:
         self._home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._ready: list[Any] | None = None
         self._modules: list[str] = []
-        self._filter = b""
+        self._filter = seccomp.build()
 
     def serve(self) -> None:
         """Serve one worker after the other; never returns."""
@@ -75,7 +75,7 @@ class Server:
         request, fds = frames.recv_packet(worker)
         if request[0] != "preload" or fds:
             raise frames.Closed
-        modules, self._filter = list(request[1]), bytes(request[2])
+        modules = list(request[1])
         if self._ready is None or not set(modules) <= set(self._modules):
             self._ready, self._modules = zygote.preload(modules), modules
             # The kernel collects children by itself: one that nobody collects would hold its
@@ -113,8 +113,13 @@ class Server:
         """In the child: a template in the sandbox. Never returns."""
         control = fds[0]
         try:
-            user = int(asked["user"])
-            joining.enter(target, mounts, user=user, keep=lambda: _arrange(fds))
+            joining.enter(
+                target,
+                mounts,
+                user=int(asked["user"]),
+                tmp_mb=int(asked["tmp_mb"]),
+                keep=lambda: _arrange(fds),
+            )
             control = _CONTROL
             joining.confine(self._filter)
             template.main(str(asked["folder"]), _CONTROL, _STDOUT, _STDERR)

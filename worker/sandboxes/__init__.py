@@ -8,6 +8,7 @@ from faasd.settings import WorkerSettings
 from worker.sandbox import Sandboxes
 
 KINDS = {
+    "docker": "worker.sandboxes.docker.sandboxes:from_settings",
     "process": "worker.sandboxes.process:from_settings",
     "fake": "worker.sandboxes.fake:from_settings",
 }

@@ -15,13 +15,20 @@ from typing import Any
 import aiodocker
 import aiohttp
 
-from faasd.errors import BadRequest, Unavailable
+from faasd.errors import BadRequest, DeployFailed, Unavailable
 
 _GONE, _CONFLICT = 404, 409
 
 
-class ImageMissing(Exception):
+class ImageMissing(DeployFailed):
     """The engine has no image of this name, and fetching is the operator's to do."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"The image {name} is not on this machine.",
+            remedy="Build it (`make images` for the runtimes) or `docker pull` it, "
+            "then deploy again.",
+        )
 
 
 @dataclass(frozen=True, slots=True)

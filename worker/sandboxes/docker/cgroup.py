@@ -1,0 +1,110 @@
+"""A container's control group, read and written directly: limits, kills for memory, peak.
+
+Both versions of the hierarchy. Writing the files takes microseconds where the engine's own update
+takes twenty milliseconds; the engine is told afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup")
+_PERIOD_US = 100_000
+_MB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a sandbox may use in all."""
+
+    memory_mb: int
+    cpus: float
+    pids: int
+
+
+class Cgroup:
+    """Of the container whose first process is given. Raises OSError where it cannot be found."""
+
+    def __init__(self, pid: int, root: Path = ROOT) -> None:
+        lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="ascii").splitlines()
+        paths = {}
+        for line in lines:
+            _number, controllers, path = line.split(":", 2)
+            for controller in controllers.split(","):
+                paths[controller] = path
+        self._unified = "memory" not in paths
+        if self._unified:
+            folder = root / paths[""].lstrip("/")
+            self._folders = dict.fromkeys(("memory", "cpu", "pids"), folder)
+        else:
+            self._folders = {
+                name: root / name / paths[name].lstrip("/") for name in ("memory", "cpu", "pids")
+            }
+
+    def limit(self, limits: Limits) -> None:
+        """Apply limits; a lower one may be refused while more is in use. Raises OSError."""
+        quota = round(limits.cpus * _PERIOD_US)
+        if self._unified:
+            self._write("cpu", "cpu.max", f"{quota} {_PERIOD_US}")
+            self._write("memory", "memory.max", str(limits.memory_mb * _MB))
+            with contextlib.suppress(FileNotFoundError):
+                self._write("memory", "memory.swap.max", "0")
+        else:
+            self._write("cpu", "cpu.cfs_quota_us", str(quota))
+            self._limit_memory(limits.memory_mb * _MB)
+        self._write("pids", "pids.max", str(limits.pids))
+
+    def _limit_memory(self, size: int) -> None:
+        """Memory, and memory with swap as the same: the second may never be below the first."""
+        names = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+        if size > int(self._read("memory", names[0])):
+            names.reverse()
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                self._write("memory", name, str(size))
+
+    def memory_limit_mb(self) -> float:
+        name = self._pick("memory.max", "memory.limit_in_bytes")
+        text = self._read("memory", name)
+        return float("inf") if text == "max" else int(text) / _MB
+
+    def memory_kills(self) -> int:
+        """How many processes the kernel has ended for memory; 0 when the group is gone."""
+        name = self._pick("memory.events", "memory.oom_control")
+        with contextlib.suppress(OSError):
+            for line in self._read("memory", name).splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+        return 0
+
+    def memory_used_mb(self) -> float:
+        """Without what the kernel can drop at once (pages of files). Raises OSError."""
+        used = int(self._read("memory", self._pick("memory.current", "memory.usage_in_bytes")))
+        for line in self._read("memory", "memory.stat").splitlines():
+            if line.startswith(self._pick("inactive_file ", "total_inactive_file ")):
+                used -= int(line.split()[1])
+        return used / _MB
+
+    def memory_peak_mb(self) -> float:
+        """The most that was in use; 0 where the kernel does not tell."""
+        name = self._pick("memory.peak", "memory.max_usage_in_bytes")
+        with contextlib.suppress(OSError):
+            return int(self._read("memory", name)) / _MB
+        return 0.0
+
+    def pids(self) -> list[int]:
+        """Every process in it; none when the group is gone."""
+        with contextlib.suppress(OSError):
+            return [int(pid) for pid in self._read("memory", "cgroup.procs").split()]
+        return []
+
+    def _pick(self, unified: str, separate: str) -> str:
+        return unified if self._unified else separate
+
+    def _read(self, controller: str, name: str) -> str:
+        return (self._folders[controller] / name).read_text(encoding="ascii").strip()
+
+    def _write(self, controller: str, name: str, text: str) -> None:
+        (self._folders[controller] / name).write_text(text, encoding="ascii")
