@@ -15,7 +15,7 @@ from faasd import archive
 from faasd.blobs import BlobStore, link_or_copy
 from faasd.errors import DeployFailed
 from faasd.invocation import Revision
-from worker.layers import Layers
+from worker.layers import Layers, make_readable
 from worker.sandbox import Placed, Progress
 
 _LARGEST_MB = 1 << 20
@@ -34,10 +34,10 @@ class ArtifactSource(Protocol):
 class RevisionFiles:
     """Places revisions below one folder. Owned by the event loop."""
 
-    def __init__(self, folder: Path, source: ArtifactSource, *, layer_timeout_s: float) -> None:
+    def __init__(self, folder: Path, source: ArtifactSource, layers: Layers) -> None:
         self._folder = folder / "revisions"
         self._blobs = BlobStore(folder / "artifacts")
-        self._layers = Layers(folder / "layers", timeout_s=layer_timeout_s)
+        self._layers = layers
         self._source = source
         self._placing: dict[str, asyncio.Lock] = {}
 
@@ -105,6 +105,7 @@ class RevisionFiles:
             place = temporary / "artifacts" / name / Path(ref.filename).name
             place.parent.mkdir(parents=True)
             link_or_copy(self._blobs.path(ref.sha256), place)
+        make_readable(temporary)
         temporary.replace(folder)
 
     async def _layer(self, revision: Revision, code: Path, progress: Progress) -> Path | None:

@@ -5,8 +5,9 @@ Implementations are siblings in `worker.sandboxes`, chosen by name: `process`, `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from faasd.errors import FaasdError
@@ -112,8 +113,47 @@ class Sandbox(Protocol):
     def pids(self) -> list[int]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class PipEnd:
+    """How a run of pip ended, and what it printed last."""
+
+    status: int
+    output: str
+
+
+class LayerBuilder(Protocol):
+    """Runs the pip of a runtime: with its interpreter, beside its packages."""
+
+    async def identity(self, runtime: str) -> str:
+        """What a layer depends on besides its own list. Raises DeployFailed or Unavailable."""
+        ...
+
+    async def installed(self, runtime: str) -> Mapping[str, str]:
+        """The runtime's own packages and their versions. Raises DeployFailed or Unavailable."""
+        ...
+
+    async def pip(
+        self, runtime: str, arguments: Sequence[str], folder: Path, timeout_s: float
+    ) -> PipEnd:
+        """Run pip in a folder, to which the arguments' paths are relative.
+
+        Raises DeployFailed or Unavailable when it could not run, TimeoutError when it took longer;
+        it runs no more then.
+        """
+        ...
+
+
 class Sandboxes(Protocol):
     """The kind of sandboxes a worker uses."""
+
+    @property
+    def builder(self) -> LayerBuilder:
+        """Builds requirements layers with the Python that will import them."""
+        ...
+
+    def sandboxes(self) -> dict[str, int]:
+        """How many sandboxes are in each state."""
+        ...
 
     async def start(self) -> None: ...
 

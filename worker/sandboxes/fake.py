@@ -21,6 +21,7 @@ from faasd.errors import DeployFailed, Unavailable
 from faasd.invocation import Revision, RuntimeReport, StartKind
 from faasd.settings import WorkerSettings
 from faasd.spec import FunctionSpec
+from worker.layers import InterpreterBuilder
 from worker.sandbox import Call, Exit, InstanceEvents, Opened, Output, Placed, Span
 
 Handler = Callable[[Any], Any]
@@ -48,9 +49,13 @@ class FakeSandboxes:
         self.exec_s = exec_s
         self.opened = 0
         self.open_sandboxes: set[FakeSandbox] = set()
+        self.builder = InterpreterBuilder()
 
     async def start(self) -> None:
         return
+
+    def sandboxes(self) -> dict[str, int]:
+        return {"claimed": len(self.open_sandboxes)}
 
     async def check(self, spec: FunctionSpec) -> None:
         if not spec.runtime.startswith("python"):

@@ -22,6 +22,7 @@ from faasd.settings import WorkerSettings
 from faasd.spec import FunctionSpec
 from faasd.telemetry import get_logger
 from worker import processes
+from worker.layers import InterpreterBuilder
 from worker.sandbox import Output, Placed
 from worker.sandboxes.template import TemplateSandbox, no_runtime, template_config
 from worker.zygote import INHERITED, QUIET, RuntimeImage, Zygote, find_runtimes, images_folder
@@ -44,6 +45,7 @@ class ProcessSandboxes:
         self._sandboxes: dict[str, ProcessSandbox] = {}
         self._warming: set[asyncio.Task[None]] = set()
         self._memory_mb: dict[str, float] = {}
+        self.builder = InterpreterBuilder()
 
     async def start(self) -> None:
         """Clear what a former life of this node left, then start the zygotes asked for."""
@@ -95,6 +97,9 @@ class ProcessSandboxes:
             await asyncio.shield(sandbox.aclose())
             raise
         return sandbox
+
+    def sandboxes(self) -> dict[str, int]:
+        return {"claimed": len(self._sandboxes)}
 
     def runtimes(self) -> list[RuntimeReport]:
         return [

@@ -291,6 +291,7 @@ def template_config(
     return {
         "function": revision.function,
         "revision": revision.id,
+        "contract": spec.contract,
         "handler": spec.handler,
         "load": spec.load,
         "code": placed.code,
@@ -303,6 +304,9 @@ def template_config(
         "memory_mb": spec.resources.memory_mb,
         "concurrency": spec.limits.concurrency,
         "batch": spec.batching.max_size,
+        "timeout_s": spec.limits.timeout_s,
+        "load_timeout_s": spec.limits.load_timeout_s,
+        "http": spec.http.model_dump(),
         "tmp": tmp,
     }
 

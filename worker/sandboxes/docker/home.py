@@ -19,17 +19,21 @@ _CONTAINER = re.compile(r"/containers/([0-9a-f]{64})/(?:hostname|hosts|resolv\.c
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """A node's data folder. `mounted` is `folder` or the folder above it that is a mount here."""
+    """A node's data folder. In a container, `mounted` is the mount of `source` that it lies in."""
 
     node: str
     folder: Path
-    mounted: Path
-    source: str
+    mounted: Path | None = None
+    source: str = ""
 
     def host_path(self, path: Path) -> str:
-        """What a path of ours is called on the machine itself, where the engine looks."""
-        inside = path.relative_to(self.mounted)
-        return str(Path(self.source) / inside)
+        """What a path of ours is called on the machine itself, where the engine looks.
+
+        Raises ValueError for what is not in the data folder's mount, when in a container.
+        """
+        if self.mounted is None:
+            return str(path)
+        return str(Path(self.source) / path.relative_to(self.mounted))
 
     def labels(self, role: str, **more: str) -> dict[str, str]:
         """What tells a container, network or volume of this node; `role` is what it is for."""
@@ -39,7 +43,7 @@ class Home:
     @property
     def identity(self) -> str:
         """Different for every data folder of a machine, and the same for every life of a node."""
-        return hashlib.sha256(f"{self.source}\0{self.folder}".encode()).hexdigest()[:16]
+        return hashlib.sha256(self.host_path(self.folder).encode()).hexdigest()[:16]
 
 
 async def find_home(node: str, folder: Path, engine: Engine) -> Home:
@@ -51,7 +55,7 @@ async def find_home(node: str, folder: Path, engine: Engine) -> Home:
         if above:
             closest = max(above, key=lambda mount: len(mount.target))
             return Home(node, folder, Path(closest.target), closest.source)
-    return Home(node, folder, folder, str(folder))
+    return Home(node, folder)
 
 
 def _own_container() -> str | None:

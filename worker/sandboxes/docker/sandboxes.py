@@ -22,6 +22,7 @@ from faasd.telemetry import get_logger
 from worker import processes
 from worker.sandbox import InstanceEvents, Output, Placed
 from worker.sandboxes.docker.bare import BareSandboxes
+from worker.sandboxes.docker.builder import ImageBuilder
 from worker.sandboxes.docker.cgroup import Cgroup, Limits
 from worker.sandboxes.docker.engine import Container, Engine
 from worker.sandboxes.docker.home import Home, copy_runtime, find_home
@@ -51,8 +52,14 @@ class DockerSandboxes:
         self._images = find_runtimes(images_folder())
         self._engine = Engine(timeout_s=settings.docker_timeout_s)
         self._gate = asyncio.Semaphore(settings.docker_parallel)
-        self._home: Home | None = None
+        self._known_home: Home | None = None
         self._runtime_code = Path()
+        self.builder = ImageBuilder(
+            self._engine,
+            image=self._reference,
+            labels=lambda: self._home.labels("builder"),
+            host_path=lambda path: self._home.host_path(path),  # noqa: PLW0108 - not known yet
+        )
         self._zygotes: dict[str, ZygoteServer] = {}
         self._bare: dict[str, BareSandboxes] = {}
         self._sandboxes: dict[str, DockerSandbox] = {}
@@ -64,7 +71,9 @@ class DockerSandboxes:
     async def start(self) -> None:
         """Reach the engine, go on with what a former life left whole, remove the rest."""
         version = await self._engine.open()
-        home = self._home = await find_home(self._settings.node_id, self._folder, self._engine)
+        home = self._known_home = await find_home(
+            self._settings.node_id, self._folder, self._engine
+        )
         log.info("docker.found", version=version, home=home.identity)
         await asyncio.to_thread(self._make_folders)
         await self._adopt(home)
@@ -197,13 +206,18 @@ class DockerSandboxes:
         await self._engine.aclose()
         await asyncio.to_thread(shutil.rmtree, self._folder / "sandboxes", ignore_errors=True)
 
+    @property
+    def _home(self) -> Home:
+        if self._known_home is None:
+            raise Unavailable("The worker has not started.")
+        return self._known_home
+
     def _reference(self, runtime: str) -> str:
         return f"{self._settings.docker_image_prefix}{runtime}:{self._settings.docker_image_tag}"
 
     def _zygote(self, runtime: str) -> ZygoteServer:
         zygote = self._zygotes.get(runtime)
         if zygote is None:
-            assert self._home is not None
             zygote = self._zygotes[runtime] = ZygoteServer(
                 self._images[runtime],
                 self._reference(runtime),
@@ -226,7 +240,6 @@ class DockerSandboxes:
         return pool
 
     def _describe_bare(self, runtime: str) -> tuple[str, Mapping[str, Any]]:
-        assert self._home is not None
         name = f"faasd-{self._home.identity}-{secrets.token_hex(6)}"
         return name, bare_config(
             self._reference(runtime), self._home.labels("bare", runtime=runtime)
@@ -248,7 +261,7 @@ class DockerSandboxes:
     def _discard(self, container: Container) -> None:
         """Remove a container when the engine can: soon, and for certain."""
         self._leaving[container.id] = container.name
-        if self._home is not None:
+        if self._known_home is not None:
             self._spawn(self._remove(container.id))
 
     async def _clear(self) -> None:
