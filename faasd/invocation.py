@@ -147,6 +147,29 @@ class RuntimeReport:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuReport:
+    """A GPU, or a MIG device of the GPU `parent`, as it is now. Memory in megabytes.
+
+    `health` is ready, unknown or lost, `fault` why; `held_*` is what instances were given of it.
+    `processes` and `utilisation` (percent) are None where the driver does not tell.
+    """
+
+    uuid: str
+    label: str
+    name: str
+    parent: str
+    health: str
+    fault: str
+    memory_mb: float
+    used_mb: float
+    held_mb: float
+    held_share: float
+    instances: int
+    processes: int | None
+    utilisation: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerReport:
     """The load of a worker; rides on heartbeats and answers /v1/workers."""
 
@@ -156,10 +179,11 @@ class WorkerReport:
     memory_budget_mb: float
     memory_used_mb: float
     slots: int
-    gpus: list[dict[str, Any]]
+    gpus: list[GpuReport]
     runtimes: list[RuntimeReport]
     functions: list[FunctionReport]
     starts: dict[str, int] = field(default_factory=dict)
+    gpu_fault: str = ""
 
     def to_plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -169,6 +193,7 @@ class WorkerReport:
         return cls(
             **{
                 **plain,
+                "gpus": [GpuReport(**one) for one in plain["gpus"]],
                 "runtimes": [RuntimeReport(**one) for one in plain["runtimes"]],
                 "functions": [FunctionReport(**one) for one in plain["functions"]],
             }

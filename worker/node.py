@@ -29,7 +29,9 @@ from faasd.settings import WorkerSettings
 from faasd.telemetry import get_logger
 from worker import processes
 from worker.files import ArtifactSource, RevisionFiles
-from worker.gpus import Gpu, find_gpus
+from worker.gpus.inventory import GpuInventory
+from worker.gpus.ledger import GpuLedger
+from worker.layers import Layers
 from worker.output import LogBook
 from worker.sandbox import Progress, Sandboxes
 from worker.service import RevisionService, no_progress
@@ -50,12 +52,18 @@ class Node:
         self.id = settings.id or platform.node() or "worker"
         self._settings = settings
         self._sandboxes = sandboxes
-        self._files = RevisionFiles(settings.data, source, layer_timeout_s=settings.layer_timeout_s)
+        layers = Layers(
+            settings.data / "layers",
+            timeout_s=settings.layer_timeout_s,
+            builder=sandboxes.builder,
+        )
+        self._files = RevisionFiles(settings.data, source, layers)
         self._logs = LogBook(settings.log_lines)
         self._services: dict[str, RevisionService] = {}
         self._retiring: set[RevisionService] = set()
         self._starts: Counter[str] = Counter()
-        self._gpus: list[Gpu] = []
+        self._inventory = GpuInventory()
+        self._gpus = GpuLedger()
         self._cpus = len(os.sched_getaffinity(0))
         self._budget_mb = settings.memory_budget_mb or 0.0
         self._used_mb = 0.0
@@ -72,16 +80,18 @@ class Node:
         self._lock = _take(self._settings.data / "lock")
         if not self._budget_mb:
             self._budget_mb = processes.available_mb() * _SHARE_OF_FREE_MEMORY
-        self._gpus = find_gpus()
+        await self._refresh_gpus()
         await asyncio.to_thread(self._files.open)
         await self._sandboxes.start()
         self._spawn(self._watch_memory())
+        self._spawn(self._watch_gpus())
         log.info(
             "node.started",
             node=self.id,
             cpus=self._cpus,
             memory_budget_mb=round(self._budget_mb),
-            gpus=len(self._gpus),
+            gpus=len(self._inventory.gpus),
+            gpu_fault=self._inventory.fault,
         )
 
     async def drain(self) -> bool:
@@ -101,6 +111,7 @@ class Node:
         services = [*self._services.values(), *self._retiring]
         await asyncio.gather(*(service.aclose() for service in services))
         await self._sandboxes.aclose()
+        await self._inventory.aclose()
         if self._lock is not None:
             self._lock.close()
         log.info("node.stopped", node=self.id)
@@ -176,7 +187,8 @@ class Node:
             memory_budget_mb=round(self._budget_mb, 1),
             memory_used_mb=round(self._used_mb, 1),
             slots=self._settings.slots or self._cpus,
-            gpus=[gpu.to_plain() for gpu in self._gpus],
+            gpus=self._gpus.report(),
+            gpu_fault=self._inventory.fault,
             runtimes=self._sandboxes.runtimes(),
             functions=[service.report() for service in self._services.values()],
             starts=dict(self._starts),
@@ -192,12 +204,7 @@ class Node:
 
     def _check_resources(self, revision: Revision) -> None:
         wanted = revision.spec.resources
-        if wanted.gpus > len(self._gpus):
-            have = ", ".join(gpu.name for gpu in self._gpus) or "none"
-            raise DeployFailed(
-                f"The function asks for {wanted.gpus:g} GPUs; this worker has {have}.",
-                remedy="Set [resources] gpus = 0, or add a worker with a GPU.",
-            )
+        self._gpus.check(wanted)
         if wanted.memory_mb > self._budget_mb:
             raise DeployFailed(
                 f"[resources] memory_mb = {wanted.memory_mb} exceeds the worker's memory budget "
@@ -253,6 +260,15 @@ class Node:
                 await self._measure()
             except OSError:
                 log.exception("node.measure_failed", node=self.id)
+
+    async def _watch_gpus(self) -> None:
+        while True:
+            await asyncio.sleep(self._inventory.interval_s(self._settings.memory_interval_s))
+            await self._refresh_gpus()
+
+    async def _refresh_gpus(self) -> None:
+        await self._inventory.refresh()
+        self._gpus.know(self._inventory.gpus, self._inventory.fault)
 
     async def _measure(self) -> None:
         """Measure every process, then keep the node within its budget."""

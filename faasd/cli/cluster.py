@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,10 @@ from faasd.cli.session import Session
 if TYPE_CHECKING:
     from faasd.client import ClusterStatus
 
+_GPU_HEADINGS = (
+    *("GPU", "WORKER", "NAME", "HEALTH", "INSTANCES", "PROCESSES", "%", "MB USED", "MB HELD", "MB"),
+    *("UUID", "FAULT"),
+)
 WorkerId = Annotated[str, typer.Argument(metavar="WORKER", help="The worker's id.")]
 
 
@@ -57,6 +62,8 @@ def _print_status(found: ClusterStatus) -> None:
         ],
     )
     print()
+    print_table(_GPU_HEADINGS, [_gpu_row(w.id, gpu) for w in found.workers for gpu in w.gpus])
+    print()
     print_table(
         ("RUNTIME", "WORKER", "STATE", "MB", "LIBRARIES"),
         [
@@ -84,3 +91,25 @@ def _print_status(found: ClusterStatus) -> None:
             for one in worker.functions
         ],
     )
+
+
+def _gpu_row(worker: str, gpu: Mapping[str, Any]) -> tuple[object, ...]:
+    return (
+        gpu["label"],
+        worker,
+        gpu["name"],
+        gpu["health"],
+        gpu["instances"],
+        _or_unknown(gpu["processes"]),
+        _or_unknown(gpu["utilisation"]),
+        float(gpu["used_mb"]),
+        float(gpu["held_mb"]),
+        float(gpu["memory_mb"]),
+        gpu["uuid"],
+        gpu["fault"],
+    )
+
+
+def _or_unknown(value: object) -> object:
+    """What the driver does not tell is no zero."""
+    return "-" if value is None else value
