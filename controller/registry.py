@@ -154,9 +154,7 @@ class Registry:
     def _check_code(self, revision: Revision) -> None:
         files = set(archive.check(self._blobs.path(revision.code_sha256), max_mb=self._code_max_mb))
         files |= {name.removeprefix("./") for name in files}
-        for key, attribute in (("handler", revision.spec.handler), ("load", revision.spec.load)):
-            if attribute is None:
-                continue
+        for key, attribute in revision.spec.attributes.items():
             module = attribute.partition(":")[0].replace(".", "/")
             if not {f"{module}.py", f"{module}/__init__.py"} & files:
                 listing = ", ".join(sorted(n for n in files if n.endswith(".py"))[:20]) or "none"

@@ -91,14 +91,11 @@ def kill_marked(name: str, value: str, *, patience_s: float = 5.0) -> int:
     return len(killed)
 
 
-def child_known_as(parent: int, inside: int) -> int:
-    """The child of a process that has the number `inside` in its own pid namespace; 0 if none."""
-    try:
-        children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii")
-        for child in children.split():
-            for line in Path(f"/proc/{child}/status").read_text(encoding="ascii").splitlines():
+def known_as(pids: Iterable[int], inside: int) -> int:
+    """The one of these processes that has the number `inside` in its own pid namespace, or 0."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
                 if line.startswith("NSpid:") and int(line.split()[-1]) == inside:
-                    return int(child)
-    except OSError:
-        return 0
+                    return pid
     return 0

@@ -24,6 +24,8 @@ def main() -> None:
     spec.loader.exec_module(package)
     if sys.path and os.path.abspath(sys.path[0]) == here:
         del sys.path[0]
+    # msgpack, for images that do not have it: theirs comes first.
+    sys.path.append(os.path.join(here, "packages"))
     if sys.argv[1] == "--listen":
         server = importlib.import_module(PRIVATE_NAME + ".server")
         server.main(sys.argv[2])

@@ -20,7 +20,7 @@ from typing import Any
 import msgpack
 
 from . import codec, frames, process, report
-from .context import Context
+from .context import Context, Streamed
 from .function import Function
 
 LONGEST_PART = 8_192
@@ -116,9 +116,12 @@ class _Shared:
     async def _answer(
         self, call_id: int, meta: dict[str, Any], body: bytes, started: float
     ) -> list[Any]:
-        event = codec.decode(meta.get("content_type", ""), body)
+        event = self._function.decode(meta.get("content_type", ""), body)
         context = Context(self._function.config, self._function.state, meta)
         result = await self._call(event, context)
+        if isinstance(result, Streamed):
+            await self._pass_on(call_id, result)
+            return ["end", call_id, _ms_since(started)]
         if hasattr(result, "__anext__") or hasattr(result, "__next__"):
             await self._stream(call_id, meta, result)
             return ["end", call_id, _ms_since(started)]
@@ -165,6 +168,15 @@ class _Shared:
         if not announced:
             empty = codec.EVENTS if meta.get("events") else codec.LINES
             await self._write(["start", call_id, 200, empty])
+
+    async def _pass_on(self, call_id: int, reply: Streamed) -> None:
+        try:
+            head = [reply.status, reply.content_type, reply.headers]
+            await self._write(["start", call_id, *head])
+            async for chunk in reply.chunks:
+                await self._write(["chunk", call_id, chunk])
+        finally:
+            await reply.chunks.aclose()
 
     async def _items(self, items: Any) -> Any:
         if hasattr(items, "__anext__"):

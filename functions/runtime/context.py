@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import AsyncGenerator
 from typing import Any
 
 
@@ -27,6 +28,22 @@ class Response:
         self.content_type = content_type
         self.status = status
         self.headers = dict(headers or {})
+
+
+class Streamed:
+    """A reply whose bytes come piece by piece, after a status and headers that stand before."""
+
+    def __init__(
+        self,
+        status: int,
+        content_type: str,
+        headers: dict[str, str],
+        chunks: AsyncGenerator[bytes, None],
+    ) -> None:
+        self.status = status
+        self.content_type = content_type
+        self.headers = headers
+        self.chunks = chunks
 
 
 class Context:

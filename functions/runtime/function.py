@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
+from . import codec
 from .context import Context
 
 
@@ -19,9 +21,17 @@ class Function:
         handler: Callable[..., Any],
         load: Callable[..., Any] | None,
         attach: Callable[..., Any] | None,
+        *,
+        decode: Callable[[str, bytes], Any] = codec.decode,
+        outlives: Callable[[int], bool] = lambda _status: True,
     ) -> None:
+        """`decode` makes an event of a content type and a body. `outlives` says whether the
+        template is of use after an instance that ended with this wait status.
+        """
         self.config = config
         self.handler = handler
+        self.decode = decode
+        self.outlives = outlives
         self._load = load
         self._attach = attach
         self.state: Any = None
@@ -29,15 +39,9 @@ class Function:
     @classmethod
     def locate(cls, config: dict[str, Any]) -> Function:
         """Import the function's module. Raises what the import raises, AttributeError, TypeError."""
-        module_name, _, attribute = config["handler"].partition(":")
-        module = importlib.import_module(module_name)
-        handler = _attribute(module, attribute, config["handler"])
-        load: Callable[..., Any] | None
-        if config["load"]:
-            load_module, _, load_name = config["load"].partition(":")
-            load = _attribute(importlib.import_module(load_module), load_name, config["load"])
-        else:
-            load = getattr(module, "load", None)
+        handler = attribute_of(config["handler"])
+        module = sys.modules[config["handler"].partition(":")[0]]
+        load = attribute_of(config["load"]) if config["load"] else getattr(module, "load", None)
         function = cls(config, handler, load, getattr(module, "attach", None))
         function.check()
         return function
@@ -68,7 +72,10 @@ class Function:
             self.state = self._attach(self.state, context)
 
 
-def _attribute(module: Any, name: str, wanted: str) -> Callable[..., Any]:
+def attribute_of(wanted: str) -> Callable[..., Any]:
+    """What "module:attribute" names. Raises what the import raises, AttributeError."""
+    module_name, _, name = wanted.partition(":")
+    module = importlib.import_module(module_name)
     found = getattr(module, name, None)
     if not callable(found):
         have = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))

@@ -9,7 +9,7 @@ and back:
 
     ["attached", {"attach_ms"}] | ["refused", {...}]          once
     ["result", id, status, content type, headers, exec ms, body]
-    ["start", id, status, content type]  ["chunk", id, body]  ["end", id, exec ms]
+    ["start", id, status, content type, headers, if any]  ["chunk", id, body]  ["end", id, exec ms]
     ["error", id, problem, exec ms]
 
 `meta` is {"request_id", "content_type", "headers", "remaining_s", "attempt", "events"}; a problem
@@ -135,7 +135,7 @@ class Serial:
         self._write(answer)
 
     def _answer(self, call_id: int, meta: dict[str, Any], body: bytes, started: float) -> list[Any]:
-        event = codec.decode(meta.get("content_type", ""), body)
+        event = self._function.decode(meta.get("content_type", ""), body)
         context = Context(self._function.config, self._function.state, meta)
         result = self._function.handler(event, context)
         if hasattr(result, "__next__"):
@@ -171,7 +171,7 @@ class Serial:
         answers: list[list[Any]] = []
         for call_id, meta, body in calls:
             try:
-                events.append(codec.decode(meta.get("content_type", ""), body))
+                events.append(self._function.decode(meta.get("content_type", ""), body))
             except codec.BadEvent as error:
                 answers.append(["error", call_id, report.problem(error), _ms_since(started)])
                 continue

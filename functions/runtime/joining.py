@@ -52,7 +52,8 @@ class Target:
             lines = _read(folder, "cgroup").splitlines()
             status = _read(folder, "status")
             # Alive after it was read: the folder and the pidfd mean the same process.
-            signal.pidfd_send_signal(self.pidfd, 0)
+            with contextlib.suppress(PermissionError):  # another user's, and alive
+                signal.pidfd_send_signal(self.pidfd, 0)
             if not lines or not all(container in line for line in lines):
                 raise Refused(f"process {pid} is not in container {container[:12]}")
             numbers = next(line for line in status.splitlines() if line.startswith("NSpid:"))

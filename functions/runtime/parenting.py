@@ -21,10 +21,18 @@ Born = Callable[[list[Any], list[int]], None]
 class Parent:
     """A process whose work is to fork children and to watch them."""
 
-    def __init__(self, control: socket.socket, born: Born) -> None:
-        """`born` runs in each new child with the request and its descriptors; it never returns."""
+    def __init__(
+        self,
+        control: socket.socket,
+        born: Born,
+        outlives: Callable[[int], bool] = lambda _status: True,
+    ) -> None:
+        """`born` runs in each new child with the request and its descriptors; it never returns.
+        `outlives` says whether this process is of use after a child that ended with this status.
+        """
         self._control = control
         self._born = born
+        self._outlives = outlives
         self._known: set[int] = set()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -90,3 +98,5 @@ class Parent:
             frames.send_packet(self._control, ["exited", pid, status])
         if ended:
             process.kill_children(keep=self._known | helpers)
+        if not all(self._outlives(status) for _pid, status in ended):
+            raise frames.Closed

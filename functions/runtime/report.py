@@ -14,16 +14,31 @@ LONGEST = 24_000
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
+class ForeignError(Exception):
+    """An error of code that runs in another process, in the words of that."""
+
+    faasd_phase = "load"
+
+    def __init__(self, kind: str, message: str, trace: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.trace = trace
+
+
 def describe(error: BaseException) -> dict[str, Any]:
     """Type, message, traceback without our own frames, and whether memory ran out."""
     try:
         message = str(error)
     except BaseException:  # user code: __str__ may raise anything, SystemExit too
         message = "(its message could not be made into text)"
+    if isinstance(error, ForeignError):
+        kind, trace = error.kind, error.trace
+    else:
+        kind, trace = type(error).__name__, _trace(error)
     return {
-        "type": _sendable(type(error).__name__[:200]),
+        "type": _sendable(kind[:200]),
         "message": _sendable(message[:2000]),
-        "traceback": _sendable(_shortened(_trace(error))),
+        "traceback": _sendable(_shortened(trace)),
         "memory": _is_memory(error, message),
     }
 

@@ -6,6 +6,7 @@ time, on a socket that only its own user can reach:
 
     worker -> server   ["preload", [module, ...]]                   first
                        ["join", sandbox id, {"pid", "container", "mounts", "user", "tmp_mb", "folder"}]
+                           (with "exec" and "environment" a program, in the template's place)
                            with control, stdout, stderr descriptors
     server -> worker   ["ready", {"import_ms", "modules", "threads"}] | ["broken", module, traceback]
                        ["forked", sandbox id, pid] | ["failed", sandbox id, reason]
@@ -122,6 +123,8 @@ class Server:
             )
             control = _CONTROL
             joining.confine(self._filter)
+            if "exec" in asked:
+                _execute(asked["exec"], asked["environment"])
             template.main(str(asked["folder"]), _CONTROL, _STDOUT, _STDERR)
         except BaseException as error:  # whatever it is, the worker waits for a word
             _say_unjoined(control, error)
@@ -140,6 +143,14 @@ def _same_user(worker: socket.socket) -> bool:
     raw = worker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _pid, user, _group = _CREDENTIALS.unpack(raw)
     return bool(user == os.geteuid())
+
+
+def _execute(command: list[str], environment: dict[str, str]) -> None:
+    """Become another program of the sandbox, with the control socket left open. Raises OSError."""
+    process.redirect(_STDOUT, _STDERR)
+    os.set_inheritable(_CONTROL, True)
+    path = os.defpath + ":/usr/local/bin:/opt/venv/bin"
+    os.execvpe(command[0], command, {"PATH": path, **environment})
 
 
 def _named(request: list[Any]) -> str:

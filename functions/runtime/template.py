@@ -1,8 +1,8 @@
 """The template: has the function's module imported and its load() done, and forks instances.
 
 It is where a function's own code first runs. Its sandbox folder holds `sandbox.json`:
-{"function", "revision", "handler", "load", "code", "path", "artifacts", "env", "cpus",
-"memory_mb", "concurrency", "batch", "tmp"}.
+{"function", "revision", "contract", "handler", "load", "code", "path", "artifacts", "env", "cpus",
+"memory_mb", "concurrency", "batch", "timeout_s", "load_timeout_s", "http", "tmp"}.
 
     template -> worker   ["ready", {"import_ms", "load_ms", "style"}]
                          | ["refused", {"phase", "type", "message", "traceback", "memory"}]
@@ -23,10 +23,19 @@ import sys
 import time
 from typing import Any
 
-from . import frames, instance, process, report
+from . import frames, instance, lambda_api, openwhisk, process, relay, report
 from .context import Context
 from .function import Function
 from .parenting import Parent
+
+# How a function is found and called, by its contract; all imported here, before the fork.
+_CONTRACTS = {
+    "faasd": Function.locate,
+    "openwhisk": openwhisk.locate,
+    "http": relay.locate,
+    "lambda": lambda_api.locate,
+}
+_RELAYED = ("http", "lambda")
 
 
 def main(folder: str, control_fd: int, stdout: int, stderr: int) -> None:
@@ -52,7 +61,11 @@ def main(folder: str, control_fd: int, stdout: int, stderr: int) -> None:
         os._exit(1)
     process.flush_output()
     # The instance is told apart from this process only by what happens after the fork.
-    parent = Parent(control, lambda request, fds: instance.main(function, request[1], fds))
+    parent = Parent(
+        control,
+        lambda request, fds: instance.main(function, request[1], fds),
+        function.outlives,
+    )
     gc.collect()
     gc.freeze()
     frames.send_packet(control, ["ready", {**timings, "style": function.style}])
@@ -70,9 +83,11 @@ def _enter(config: dict[str, Any]) -> None:
     }
     os.environ.clear()
     os.environ.update(env)
-    os.chdir(config["code"])
+    # A relay runs no code of the function's, and its sandbox need not hold any.
+    if config["contract"] not in _RELAYED:
+        os.chdir(config["code"])
+        sys.path[:0] = [config["code"], *config["path"]]
     sys.argv = ["faasd-function"]
-    sys.path[:0] = [config["code"], *config["path"]]
     sys.dont_write_bytecode = True
     importlib.invalidate_caches()
     # The zygote's own streams remember the kind of file they were opened on.
@@ -86,13 +101,13 @@ def _text_stream(fd: int) -> Any:
 
 def _load(config: dict[str, Any]) -> tuple[Function, dict[str, float]]:
     started = time.monotonic()
-    function = Function.locate(config)
+    function = _CONTRACTS[config["contract"]](config)
     imported = time.monotonic()
     context = Context.of_template(config)
     try:
         function.load(context)
     except BaseException as error:
-        error.faasd_phase = "load"  # type: ignore[attr-defined]
+        error.faasd_phase = getattr(error, "faasd_phase", "load")  # type: ignore[attr-defined]
         raise
     loaded = time.monotonic()
     return function, {

@@ -52,7 +52,7 @@ class TemplateSandbox(abc.ABC):
     ) -> None:
         self.name = name
         self.opened = Opened(StartKind.COLD, ())
-        self._revision = revision
+        self.revision = revision
         self._died = died
         self._output = output
         self._output_bytes = output_bytes
@@ -119,7 +119,7 @@ class TemplateSandbox(abc.ABC):
         )
 
     async def _wait_for_verdict(self) -> dict[str, Any]:
-        limit = self._revision.spec.limits.load_timeout_s
+        limit = self.revision.spec.limits.load_timeout_s
         try:
             async with asyncio.timeout(limit):
                 verdict = await self._verdict
@@ -129,7 +129,7 @@ class TemplateSandbox(abc.ABC):
                 remedy="Raise [limits] load_timeout_s in function.toml, or load less.",
             ) from None
         if verdict["kind"] == "refused":
-            raise refusal(verdict, self._revision)
+            raise refusal(verdict, self.revision)
         return verdict
 
     async def fork(self, name: str, events: InstanceEvents) -> InstanceLink:
@@ -151,7 +151,7 @@ class TemplateSandbox(abc.ABC):
             raise
         if verdict["kind"] == "refused":
             link.discard()
-            raise refusal(verdict, self._revision)
+            raise refusal(verdict, self.revision)
         return link
 
     async def _bear(self, link: InstanceLink) -> None:

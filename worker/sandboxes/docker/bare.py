@@ -45,6 +45,7 @@ class BareSandboxes:
         self._ready: deque[Container] = deque()
         self._waiting: deque[asyncio.Future[Container]] = deque()
         self._making: set[asyncio.Task[None]] = set()
+        self._names: set[str] = set()
         self._pause_s = 0.0
         self._resume_at = 0.0
         self._closed = False
@@ -56,6 +57,10 @@ class BareSandboxes:
     @property
     def making(self) -> int:
         return len(self._making)
+
+    def holds(self, container: Container) -> bool:
+        """Whether it is here, or on its way: ready for a claim or being made."""
+        return container.name in self._names or any(one.id == container.id for one in self._ready)
 
     def adopt(self, container: Container) -> None:
         """Take over one that a former life of this worker made and nobody used."""
@@ -113,11 +118,18 @@ class BareSandboxes:
         async with self._gate:
             begin = clock.monotonic()
             name, config = self._describe()
+            self._names.add(name)
             try:
                 container = await self._engine.run(name, config)
             except FaasdError as error:
                 self._failed(error)
                 return
+            except Exception as error:  # whatever it is, who waits for one must hear of it
+                log.exception("bare.failed")
+                self._failed(Unavailable(f"A sandbox could not be made: {error!r}."))
+                return
+            finally:
+                self._names.discard(name)
         self._pause_s = 0.0
         self._policy.started(clock.monotonic() - begin)
         self._offer(container)

@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
+_PROC = Path("/proc")
 _PERIOD_US = 100_000
+# The kernel takes no less.
+_LEAST_QUOTA_US = 1000
 _MB = 1 << 20
+_CONTROLLERS = ("memory", "cpu", "pids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,25 +31,29 @@ class Limits:
 class Cgroup:
     """Of the container whose first process is given. Raises OSError where it cannot be found."""
 
-    def __init__(self, pid: int, root: Path = ROOT) -> None:
-        lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="ascii").splitlines()
+    def __init__(self, pid: int, root: Path = ROOT, proc: Path = _PROC) -> None:
+        lines = (proc / str(pid) / "cgroup").read_text(encoding="ascii").splitlines()
         paths = {}
         for line in lines:
             _number, controllers, path = line.split(":", 2)
             for controller in controllers.split(","):
                 paths[controller] = path
         self._unified = "memory" not in paths
-        if self._unified:
-            folder = root / paths[""].lstrip("/")
-            self._folders = dict.fromkeys(("memory", "cpu", "pids"), folder)
-        else:
-            self._folders = {
-                name: root / name / paths[name].lstrip("/") for name in ("memory", "cpu", "pids")
-            }
+        try:
+            if self._unified:
+                folder = root / paths[""].lstrip("/")
+                self._folders = dict.fromkeys(_CONTROLLERS, folder)
+            else:
+                self._folders = {
+                    name: root / name / paths[name].lstrip("/") for name in _CONTROLLERS
+                }
+        except KeyError as missing:
+            raise OSError(f"the machine has no control group for {missing}") from None
 
     def limit(self, limits: Limits) -> None:
-        """Apply limits; a lower one may be refused while more is in use. Raises OSError."""
-        quota = round(limits.cpus * _PERIOD_US)
+        """Apply limits; lower memory may be refused while more is in use. Raises OSError."""
+        quota = max(_LEAST_QUOTA_US, round(limits.cpus * _PERIOD_US))
+        self._write("pids", "pids.max", str(limits.pids))
         if self._unified:
             self._write("cpu", "cpu.max", f"{quota} {_PERIOD_US}")
             self._write("memory", "memory.max", str(limits.memory_mb * _MB))
@@ -54,7 +62,6 @@ class Cgroup:
         else:
             self._write("cpu", "cpu.cfs_quota_us", str(quota))
             self._limit_memory(limits.memory_mb * _MB)
-        self._write("pids", "pids.max", str(limits.pids))
 
     def _limit_memory(self, size: int) -> None:
         """Memory, and memory with swap as the same: the second may never be below the first."""

@@ -18,6 +18,7 @@ import aiohttp
 from faasd.errors import BadRequest, DeployFailed, Unavailable
 
 _GONE, _CONFLICT = 404, 409
+_LONGEST_PARTIAL = 65_536
 
 
 class ImageMissing(DeployFailed):
@@ -151,6 +152,19 @@ class Engine:
             container = docker.containers.container(identity)
             printed = await container.log(stdout=True, stderr=True, tail=lines)
         return "".join(printed)
+
+    async def lines(self, identity: str) -> AsyncIterator[tuple[str, str]]:
+        """What a container prints from now on, as (stream, line). Raises Unavailable."""
+        async with self._translating("following a container's output") as docker:
+            container = docker.containers.container(identity)
+            partial = ""
+            async for text in container.log(stdout=True, stderr=True, follow=True):
+                *whole, partial = (partial + text).split("\n")
+                for line in whole:
+                    yield "stdout", line
+                if len(partial) > _LONGEST_PARTIAL:
+                    yield "stdout", partial
+                    partial = ""
 
     @contextlib.asynccontextmanager
     async def _asking(self, what: str) -> AsyncIterator[aiodocker.Docker]:

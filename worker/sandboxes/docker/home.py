@@ -92,7 +92,8 @@ def copy_runtime(folder: Path) -> Path:
         Path(found).chmod(0o755)
         for name in files:
             (Path(found) / name).chmod(0o644)
-    for former in folder.glob("runtime-*"):
-        shutil.rmtree(former, ignore_errors=True)
+    for former in [*folder.glob("runtime-*"), *folder.glob(".runtime-*")]:
+        if former != temporary:
+            shutil.rmtree(former, ignore_errors=True)
     temporary.replace(place)
     return place

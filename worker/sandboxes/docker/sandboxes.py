@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import secrets
 import shutil
 from collections.abc import Callable, Coroutine, Mapping
@@ -13,34 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from faasd import clock
-from faasd.errors import FaasdError, OutOfMemory, Unavailable
+from faasd.errors import DeployFailed, FaasdError, Unavailable
 from faasd.invocation import Revision, RuntimeReport, StartKind
 from faasd.policies.bare import BarePool
 from faasd.settings import WorkerSettings
 from faasd.spec import FunctionSpec
 from faasd.telemetry import get_logger
 from worker import processes
-from worker.sandbox import InstanceEvents, Output, Placed
+from worker.sandbox import Output, Placed
+from worker.sandboxes.docker import containers
 from worker.sandboxes.docker.bare import BareSandboxes
 from worker.sandboxes.docker.builder import ImageBuilder
-from worker.sandboxes.docker.cgroup import Cgroup, Limits
 from worker.sandboxes.docker.engine import Container, Engine
 from worker.sandboxes.docker.home import Home, copy_runtime, find_home
+from worker.sandboxes.docker.sandbox import ContainerSandbox, Files, InnerSandbox
 from worker.sandboxes.docker.zygotes import ZygoteServer
-from worker.sandboxes.template import TemplateSandbox, no_runtime, template_config
-from worker.zygote import QUIET, find_runtimes, images_folder
+from worker.sandboxes.template import no_runtime
+from worker.zygote import find_runtimes, images_folder
 
 log = get_logger("worker.docker")
 
 _TEND_EVERY_S = 1.0
-_SETTLE_S = 0.2
-_FULL = 0.75
-_BARE_MEMORY_MB = 64
-# Each namespace has a user of its own, above those of the machine.
-_FIRST_USER, _USERS = 1 << 20, 1 << 20
-_CODE, _LAYERS, _ARTIFACTS, _SANDBOX = (
-    "/faasd/code", "/faasd/layers", "/faasd/artifacts", "/faasd/sandbox",
-)  # fmt: skip
+# The engine notices the end of a container a moment after its processes are gone.
+_EXIT_PATIENCE_S = 1.0
+_PATH = "/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class DockerSandboxes:
@@ -62,7 +56,7 @@ class DockerSandboxes:
         )
         self._zygotes: dict[str, ZygoteServer] = {}
         self._bare: dict[str, BareSandboxes] = {}
-        self._sandboxes: dict[str, DockerSandbox] = {}
+        self._sandboxes: dict[str, ContainerSandbox] = {}
         self._opening = 0
         self._leaving: dict[str, str] = {}
         self._memory_mb: dict[str, float] = {}
@@ -126,24 +120,30 @@ class DockerSandboxes:
         if spec.runtime not in self._images:
             raise no_runtime(spec.runtime, self._images)
         await self._engine.image(self._reference(spec.runtime))
+        if spec.image is not None:
+            await self._engine.image(spec.image)
 
     async def open(
         self, revision: Revision, placed: Placed, *, died: Callable[[], None], output: Output
-    ) -> DockerSandbox:
-        await self.check(revision.spec)
-        runtime = revision.spec.runtime
-        zygote, pool = self._zygote(runtime), self._pool(runtime)
-        kind = StartKind.POOLED if zygote.state == "ready" and pool.ready else StartKind.COLD
+    ) -> ContainerSandbox:
+        spec = revision.spec
+        await self.check(spec)
+        zygote = self._zygote(spec.runtime)
+        pooled = spec.image is None and not spec.relayed and spec.network == "none"
+        pool = self._pool(spec.runtime) if pooled else None
+        ready = zygote.state == "ready" and pool is not None and pool.ready
         begin = clock.monotonic()
         self._opening += 1
+        name = f"{revision.function.rpartition('/')[2]}-{revision.id}-{secrets.token_hex(3)}"
+        files = Files.of(placed)
         try:
             await zygote.ensure()
             libraries = clock.monotonic()
-            container = await pool.claim()
+            container = await (pool.claim() if pool else self._make(name, revision, files))
         finally:
             self._opening -= 1
-        name = f"{revision.function.rpartition('/')[2]}-{revision.id}-{secrets.token_hex(3)}"
-        sandbox = self._sandboxes[name] = DockerSandbox(
+        kinds = {"runtime": self._runtime_code} if spec.image and not spec.relayed else {}
+        sandbox = self._sandboxes[name] = (InnerSandbox if kinds else ContainerSandbox)(
             name=name,
             revision=revision,
             died=died,
@@ -151,19 +151,70 @@ class DockerSandboxes:
             output_bytes=self._settings.log_request_kb * 1024,
             zygote=zygote,
             container=container,
-            placed=placed,
+            files=files,
             folder=self._folder / "sandboxes" / name,
+            network=_kind_of_network(spec.network),
             ended=self._on_ended,
+            **kinds,
         )
         try:
             self._note_use(container)
-            await sandbox.start(kind, begin, libraries)
-        except BaseException:
+            if spec.relayed:
+                sandbox.follow(self._engine.lines(container.id))
+            await sandbox.start(StartKind.POOLED if ready else StartKind.COLD, begin, libraries)
+        except BaseException as error:
+            ended = await self._ended_by_itself(sandbox, error)
             await asyncio.shield(sandbox.aclose())
+            if ended is not None:
+                raise ended from None
             raise
         return sandbox
 
-    def _on_ended(self, sandbox: DockerSandbox) -> None:
+    async def _make(self, name: str, revision: Revision, files: Files) -> Container:
+        """A container for one revision: of an image of its own, or with a network."""
+        spec = revision.spec
+        network = await self._network(spec.network)
+        labels = self._home.labels(
+            "sandbox", runtime=spec.runtime, function=revision.function, revision=revision.id
+        )
+        image = spec.image or self._reference(spec.runtime)
+        if spec.relayed:
+            config = containers.program(
+                image,
+                labels,
+                revision,
+                network=network,
+                binds=[f"{self._home.host_path(Path(a))}:{b}:ro" for a, b in files.mounts],
+                environment=_program_environment(spec, files),
+            )
+        elif spec.image is not None:
+            config = containers.bare_python(image, labels, network=network)
+        else:
+            config = containers.bare(image, labels, network=network)
+        async with self._gate:
+            return await self._engine.run(f"faasd-{self._home.identity}-{name}", config)
+
+    async def _network(self, name: str) -> str:
+        """The engine's name of a network that a function asks for."""
+        return name
+
+    async def _ended_by_itself(
+        self, sandbox: ContainerSandbox, error: BaseException
+    ) -> DeployFailed | None:
+        """Why a program's sandbox could not be started, when the program itself ended."""
+        spec = sandbox.revision.spec
+        if not spec.relayed or not isinstance(error, FaasdError):
+            return None
+        with contextlib.suppress(Unavailable, TimeoutError):
+            status = await self._engine.wait(sandbox.container.id, _EXIT_PATIENCE_S)
+            what = f"of the image {spec.image}" if spec.image else " ".join(spec.command or ())
+            return DeployFailed(
+                f"The program {what[:200]} ended with status {status} before it was ready.",
+                traceback=await self._engine.output(sandbox.container.id),
+            )
+        return None
+
+    def _on_ended(self, sandbox: ContainerSandbox) -> None:
         self._sandboxes.pop(sandbox.name, None)
         self._discard(sandbox.container)
 
@@ -241,7 +292,7 @@ class DockerSandboxes:
 
     def _describe_bare(self, runtime: str) -> tuple[str, Mapping[str, Any]]:
         name = f"faasd-{self._home.identity}-{secrets.token_hex(6)}"
-        return name, bare_config(
+        return name, containers.bare(
             self._reference(runtime), self._home.labels("bare", runtime=runtime)
         )
 
@@ -302,174 +353,23 @@ async def _quietly(work: Coroutine[Any, Any, None]) -> None:
         log.exception("docker.failed")
 
 
+def _kind_of_network(name: str) -> str:
+    return name if name in ("none", "internet") else "named"
+
+
+def _program_environment(spec: FunctionSpec, files: Files) -> dict[str, str]:
+    """What a program sees beside what its image sets."""
+    environment = {"HOME": "/tmp", "TMPDIR": "/tmp", **spec.program_env, **spec.env}
+    if spec.image is None:
+        path = [*files.inside.path, containers.CODE]
+        environment = {
+            "PATH": _PATH,
+            "LANG": "C.UTF-8",
+            "PYTHONPATH": ":".join(path),
+            **environment,
+        }
+    return environment
+
+
 def from_settings(settings: WorkerSettings) -> DockerSandboxes:
     return DockerSandboxes(settings)
-
-
-def bare_config(reference: str, labels: Mapping[str, str]) -> dict[str, Any]:
-    """A container that holds nothing and may do nothing, until a zygote joins it."""
-    return {
-        "Image": reference,
-        # Nothing but a first process: docker-init reaps what is orphaned inside.
-        "Entrypoint": ["sleep"],
-        "Cmd": ["infinity"],
-        "User": "0:0",
-        "Env": [],
-        "Labels": dict(labels),
-        "HostConfig": {
-            "Init": True,
-            "NetworkMode": "none",
-            "IpcMode": "none",
-            "ReadonlyRootfs": True,
-            "CapDrop": ["ALL"],
-            "SecurityOpt": ["no-new-privileges"],
-            "PidsLimit": 64,
-            "Memory": _BARE_MEMORY_MB << 20,
-            "MemorySwap": _BARE_MEMORY_MB << 20,
-            "Tmpfs": {
-                "/tmp": "rw,exec,nosuid,nodev,size=64m,mode=1777",
-                # Where the zygote mounts a function's files; only root may write there.
-                "/faasd": "rw,nosuid,nodev,noexec,size=64k,mode=755",
-            },
-            "LogConfig": {"Type": "none"},
-        },
-    }
-
-
-class DockerSandbox(TemplateSandbox):
-    """A claimed container with a template and its instances. Owned by the event loop."""
-
-    def __init__(
-        self,
-        *,
-        name: str,
-        revision: Revision,
-        died: Callable[[], None],
-        output: Output,
-        output_bytes: int,
-        zygote: ZygoteServer,
-        container: Container,
-        placed: Placed,
-        folder: Path,
-        ended: Callable[[DockerSandbox], None],
-    ) -> None:
-        super().__init__(
-            name=name, revision=revision, died=died, output=output, output_bytes=output_bytes
-        )
-        self.container = container
-        self._zygote = zygote
-        self._placed = placed
-        self._folder = folder
-        self._on_end = ended
-        self._cgroup: Cgroup | None = None
-        self._kills = 0
-
-    async def _launch(self, fds: tuple[int, int, int]) -> int:
-        mounts = await asyncio.to_thread(self._furnish)
-        try:
-            self._cgroup = Cgroup(self.container.pid)
-            self._limit(instances=0)
-        except OSError as error:
-            raise Unavailable(f"The sandbox's limits could not be set: {error}.") from None
-        request = {
-            "pid": self.container.pid,
-            "container": self.container.id,
-            "mounts": mounts,
-            "user": user_of(self._revision.function),
-            "tmp_mb": self._revision.spec.resources.tmp_mb,
-            "folder": _SANDBOX,
-        }
-        return await self._zygote.join(self.name, request, fds)
-
-    def _furnish(self) -> list[list[str]]:
-        """Write the template's configuration; which folders belong where in the sandbox."""
-        placed = self._placed
-        self._folder.mkdir(mode=0o755)
-        layers = {path: f"{_LAYERS}/{number}" for number, path in enumerate(placed.path)}
-        mounts = [[placed.code, _CODE], [str(self._folder), _SANDBOX]]
-        mounts += [[path, place] for path, place in layers.items()]
-        artifacts = {}
-        for name, path in placed.artifacts.items():
-            mounts.append([str(Path(path).parent), f"{_ARTIFACTS}/{name}"])
-            artifacts[name] = f"{_ARTIFACTS}/{name}/{Path(path).name}"
-        inside = Placed(code=_CODE, path=list(layers.values()), artifacts=artifacts)
-        config = template_config(self._revision, inside, base_env=dict(QUIET), tmp="/tmp")
-        place = self._folder / "sandbox.json"
-        place.write_text(json.dumps(config))
-        place.chmod(0o644)
-        return mounts
-
-    async def fork(self, name: str, events: InstanceEvents) -> Any:
-        self._limit(instances=len(self._links) + len(self._births) + 1)
-        return await super().fork(name, events)
-
-    def _limit(self, *, instances: int) -> None:
-        """Room for the template and so many instances."""
-        wanted = self._revision.spec.resources
-        if self._cgroup is None:
-            return
-        count = 1 + instances
-        try:
-            self._cgroup.limit(
-                Limits(
-                    memory_mb=wanted.memory_mb * count,
-                    cpus=wanted.cpus * max(1, instances),
-                    pids=wanted.pids,
-                )
-            )
-        except OSError as error:
-            # A lower limit than what is in use is refused; it comes with the next change.
-            log.debug("sandbox.limit_refused", sandbox=self.name, error=str(error))
-
-    def _outside(self, reported: int) -> int:
-        """A child of the template, by the number it has inside."""
-        return processes.child_known_as(self._pid, reported)
-
-    def _why(self, status: int | None) -> FaasdError | None:
-        del status
-        if self._cgroup is None:
-            return None
-        kills = self._cgroup.memory_kills()
-        if kills <= self._kills:
-            return None
-        self._kills = kills
-        error = self._out_of_memory()
-        asyncio.get_running_loop().call_later(_SETTLE_S, self._renew_if_full)
-        return error
-
-    def _renew_if_full(self) -> None:
-        """What a function left in /tmp counts as its memory: with a full one nothing runs again."""
-        if self._cgroup is None:
-            return
-        with contextlib.suppress(OSError):
-            if self._cgroup.memory_used_mb() > _FULL * self._cgroup.memory_limit_mb():
-                log.warning("sandbox.full", sandbox=self.name)
-                self._kill()
-
-    def _out_of_memory(self) -> OutOfMemory:
-        assert self._cgroup is not None
-        with contextlib.suppress(OSError):
-            limit, peak = self._cgroup.memory_limit_mb(), self._cgroup.memory_peak_mb()
-            return OutOfMemory(
-                f"The function ran out of memory: limit {limit:.0f} MB for its template and "
-                f"instances together ([resources] memory_mb = "
-                f"{self._revision.spec.resources.memory_mb} each), peak {peak:.0f} MB."
-            )
-        return OutOfMemory("The function ran out of memory.")
-
-    async def _clear(self) -> None:
-        # Its memory is free at once, even when the engine does not answer.
-        self._kill()
-        self._on_end(self)
-        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
-
-
-def user_of(function: str) -> int:
-    """The user and group that functions of a namespace run as."""
-    namespace = function.partition("/")[0]
-    digest = hashlib.sha256(namespace.encode()).digest()
-    return _FIRST_USER + int.from_bytes(digest[:8], "big") % _USERS
-
-
-def purge_label(home: Home) -> dict[str, str]:
-    return {"faasd.home": home.identity}

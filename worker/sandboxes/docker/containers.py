@@ -1,0 +1,93 @@
+"""The configurations of the containers that functions live in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from faasd.invocation import Revision
+
+_BARE_MEMORY_MB = 64
+# Each namespace has a user of its own, above those of the machine.
+_FIRST_USER, _USERS = 1 << 20, 1 << 20
+
+CODE, LAYERS, ARTIFACTS, SANDBOX, RUNTIME = (
+    "/faasd/code", "/faasd/layers", "/faasd/artifacts", "/faasd/sandbox", "/faasd/runtime",
+)  # fmt: skip
+
+# Nothing but a first process: docker-init reaps what is orphaned inside.
+_PAUSE = ["sleep", "infinity"]
+_PAUSE_IN_PYTHON = ["python3", "-I", "-S", "-c", "import signal; signal.pause()"]
+
+
+def user_of(function: str) -> int:
+    """The user and group that functions of a namespace run as."""
+    namespace = function.partition("/")[0]
+    digest = hashlib.sha256(namespace.encode()).digest()
+    return _FIRST_USER + int.from_bytes(digest[:8], "big") % _USERS
+
+
+def bare(image: str, labels: Mapping[str, str], *, network: str = "none") -> dict[str, Any]:
+    """A container that holds nothing and may do nothing, until a zygote joins it."""
+    return _confined(image, labels, network) | {"Entrypoint": _PAUSE, "Cmd": []}
+
+
+def bare_python(image: str, labels: Mapping[str, str], *, network: str) -> dict[str, Any]:
+    """The same of an image that was not made for this, of which only Python is known."""
+    return _confined(image, labels, network) | {"Entrypoint": _PAUSE_IN_PYTHON, "Cmd": []}
+
+
+def program(
+    image: str,
+    labels: Mapping[str, str],
+    revision: Revision,
+    *,
+    network: str,
+    binds: Sequence[str],
+    environment: Mapping[str, str],
+) -> dict[str, Any]:
+    """A container whose own program serves invocations, with its limits from the start."""
+    spec = revision.spec
+    user = user_of(revision.function)
+    config = _confined(image, labels, network)
+    host = config["HostConfig"]
+    host["Memory"] = host["MemorySwap"] = 2 * spec.resources.memory_mb << 20
+    host["PidsLimit"] = spec.resources.pids
+    host["NanoCpus"] = round(spec.resources.cpus * 1e9)
+    host["Binds"] = list(binds)
+    host["LogConfig"] = {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "1"}}
+    host["Tmpfs"]["/tmp"] = f"rw,exec,nosuid,nodev,size={spec.resources.tmp_mb}m,mode=1777"
+    config["User"] = f"{user}:{user}"
+    config["Env"] = [f"{name}={value}" for name, value in environment.items()]
+    if spec.command is not None:
+        config |= {"Entrypoint": list(spec.command), "Cmd": []}
+    if spec.image is None:
+        config["WorkingDir"] = CODE
+    return config
+
+
+def _confined(image: str, labels: Mapping[str, str], network: str) -> dict[str, Any]:
+    return {
+        "Image": image,
+        "User": "0:0",
+        "Env": [],
+        "Labels": dict(labels),
+        "HostConfig": {
+            "Init": True,
+            "NetworkMode": network,
+            "IpcMode": "none",
+            "ReadonlyRootfs": True,
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges"],
+            "PidsLimit": 64,
+            "Memory": _BARE_MEMORY_MB << 20,
+            "MemorySwap": _BARE_MEMORY_MB << 20,
+            "Tmpfs": {
+                "/tmp": "rw,exec,nosuid,nodev,size=64m,mode=1777",
+                # Where the zygote mounts a function's files; only root may write there.
+                "/faasd": "rw,nosuid,nodev,noexec,size=64k,mode=755",
+            },
+            "LogConfig": {"Type": "none"},
+        },
+    }
