@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.measure import EXAMPLES, median, platform, result, row
+from bench.measure import EXAMPLES, instances, median, platform, private_mb, result, row
 from faasd.client import Client
 
 FUNCTIONS = ("embed-minilm", "classify-image")
@@ -115,32 +115,6 @@ def example(name: str) -> tuple[bytes, str]:
     given = tomllib.loads((EXAMPLES / name / "function.toml").read_text())["example"]
     body = given["body"].encode() if "body" in given else base64.b64decode(given["base64"])
     return body, given.get("content_type", "application/json")
-
-
-def private_mb(pid: int) -> float:
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    kilobytes = sum(
-        int(line.split()[1])
-        for line in text.splitlines()
-        if line.startswith(("Private_Clean:", "Private_Dirty:"))
-    )
-    return kilobytes / 1024
-
-
-def instances(name: str) -> list[int]:
-    """Processes of the function whose parent is a process of the function too."""
-    wanted = f"fn:{name}"[:15]
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            if (entry / "comm").read_text().strip() == wanted:
-                stat = (entry / "stat").read_text()
-                parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    return sorted(pid for pid, parent in parents.items() if parent in parents)
 
 
 def further_instance_mb(client: Client, name: str) -> tuple[float, float]:

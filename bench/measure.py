@@ -49,6 +49,37 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
     sys.exit(f"faasd up did not start:\n{log.read_text()}")
 
 
+def private_mb(pid: int) -> float:
+    """What no other process shares."""
+    return _mapped_mb(pid, "Private_Clean:", "Private_Dirty:")
+
+
+def pss_mb(pid: int) -> float:
+    """Its share of everything it has mapped."""
+    return _mapped_mb(pid, "Pss:")
+
+
+def _mapped_mb(pid: int, *fields: str) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(fields)) / 1024
+
+
+def instances(name: str) -> list[int]:
+    """Processes of the function whose parent is a process of the function too."""
+    wanted = f"fn:{name}"[:15]
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if (entry / "comm").read_text().strip() == wanted:
+                stat = (entry / "stat").read_text()
+                parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    return sorted(pid for pid, parent in parents.items() if parent in parents)
+
+
 def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 

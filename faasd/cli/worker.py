@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from faasd.settings import WorkerSettings
 
 
 def worker(
@@ -18,6 +22,14 @@ def worker(
         float | None, typer.Option(help="Memory that functions may use together.")
     ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    purge: Annotated[
+        bool,
+        typer.Option(
+            "--purge",
+            help="Remove the containers and networks that this node left on its Docker engine, "
+            "then end.",
+        ),
+    ] = False,
 ) -> None:
     """Run a worker that joins a controller (FAASD_WORKER_CLUSTER_SECRET or FAASD_CLUSTER_SECRET)."""
     from faasd.cli.daemons import WorkerDaemon
@@ -34,6 +46,9 @@ def worker(
         slots=slots,
         memory_budget_mb=memory_mb,
     )
+    if purge:
+        _purge(settings)
+        return
     if settings.cluster_secret is None:
         raise BadRequest(
             "A worker needs the secret that it shares with its controller.",
@@ -41,4 +56,19 @@ def worker(
         )
     run_daemon(
         WorkerDaemon(settings, settings.cluster_secret.get_secret_value()), log_level=log_level
+    )
+
+
+def _purge(settings: WorkerSettings) -> None:
+    import asyncio
+
+    from worker.sandboxes.docker.purge import purge
+
+    removed = asyncio.run(purge(settings))
+    for name in (*removed.containers, *removed.networks):
+        print(name)
+    print(
+        f"removed {len(removed.containers)} containers and {len(removed.networks)} networks "
+        f"of the node {settings.node_id}",
+        file=sys.stderr,
     )
