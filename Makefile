@@ -7,11 +7,16 @@ PYTHON ?= python3
 # or leave it empty to do without torch: functions of runtime python-torch are then refused.
 TORCH ?= torch==2.13.0
 
+# The image that the images of functions/images/ are built on; empty takes an official slim Python.
+# Where nothing can be pulled, tests/docker/base-image.sh makes one.
+BASE_IMAGE ?=
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint types imports unit integration lowest bench-coldstart bench-overhead bench-burst clean
+.PHONY: install demo test lint types imports unit integration docker images image-context \
+  image-python image-python-torch image-daemon lowest bench-coldstart bench-overhead bench-burst clean
 
 install: $(STAMP)
 
@@ -30,7 +35,7 @@ comma := ,
 demo: install
 	$(BIN)/python -m bench.demo
 
-test: lint types imports unit integration
+test: lint types imports unit integration docker
 
 lint: install
 	$(BIN)/ruff format --check .
@@ -48,6 +53,42 @@ unit: install
 integration: install
 	$(BIN)/pytest tests/integration
 
+# Against a real engine; where none answers they are skipped, which says why.
+docker: install
+	@if docker version >/dev/null 2>&1; then $(MAKE) --no-print-directory images; fi
+	$(BIN)/pytest tests/docker
+
+# Quick when nothing changed: the engine's cache is asked.
+images: image-python image-daemon $(if $(strip $(TORCH)),image-python-torch)
+
+image-python: image-context
+	docker build $(BUILD_ARGS) -t faasd-runtime-python -f functions/images/python/Dockerfile .
+
+image-daemon: image-context
+	docker build $(BUILD_ARGS) -t faasd-daemon -f functions/images/daemon/Dockerfile .
+
+# After the others, which need not be sent a wheel of torch.
+image-python-torch: image-python image-daemon
+	@for folder in $${PIP_FIND_LINKS:-}; do \
+	  for wheel in "$$folder"/torch-*.whl; do \
+	    if [ -f "$$wheel" ]; then ln "$$wheel" .images/wheels/ 2>/dev/null || cp "$$wheel" .images/wheels/; fi; \
+	  done; \
+	done
+	docker build $(BUILD_ARGS) --build-arg TORCH='$(TORCH)' -t faasd-runtime-python-torch \
+	  -f functions/images/python-torch/Dockerfile .
+
+# Without a value each takes the environment's, if there is one.
+BUILD_ARGS = $(if $(strip $(BASE_IMAGE)),--build-arg BASE_IMAGE=$(strip $(BASE_IMAGE))) \
+  --build-arg PIP_INDEX_URL --build-arg PIP_EXTRA_INDEX_URL
+
+# What builds may use of this machine: the certificates that it trusts, and its wheel of torch. The
+# folder hides itself from git, and nothing of it stays in an image.
+image-context:
+	@rm -rf .images && mkdir -p .images/wheels && echo '*' > .images/.gitignore
+	@for bundle in "$${PIP_CERT:-}" "$${SSL_CERT_FILE:-}"; do \
+	  if [ -f "$$bundle" ]; then cp "$$bundle" .images/ca-certificates.crt; break; fi; \
+	done
+
 # The tests that need no extra, on the oldest versions that pyproject.toml admits.
 lowest: $(VENV)-lowest/.installed
 	$(VENV)-lowest/bin/pytest --quiet tests/unit/controller tests/unit/faasd tests/unit/functions \
@@ -64,4 +105,4 @@ bench-coldstart bench-overhead bench-burst: install
 	$(BIN)/python -m bench.$(subst bench-,,$@)
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest .demo .images .mypy_cache .ruff_cache .pytest_cache .hypothesis

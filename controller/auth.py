@@ -86,16 +86,39 @@ class Keys:
                 remedy="Name the key for what it is used for, e.g. `ci`.",
             )
         secret = _PREFIX + secrets.token_urlsafe(32)
+        return await self._add(name, role, check_name(namespace), secret), secret
+
+    async def adopt(self, name: str, secret: str) -> StoredKey:
+        """Have the secret as an admin key, and no other key of this name. Raises BadRequest."""
+        if not re.fullmatch(r"[\w.~+/=-]{32,200}", secret, re.ASCII):
+            raise BadRequest(
+                f"{name}: use 32 to 200 letters, digits or any of . _ ~ + / = -",
+                remedy="Take what `openssl rand -hex 32` prints.",
+            )
+        key = await self._store.key_by_digest(_digest(secret))
+        if key is None:
+            key = await self._add(name, "admin", DEFAULT_NAMESPACE, secret)
+        elif key.role != "admin":
+            raise BadRequest(
+                f"{name}: this key exists already, with the role {key.role!r}.",
+                remedy="Choose another; `openssl rand -hex 32` prints one.",
+            )
+        for other in await self._store.keys():
+            if other.name == name and other.id != key.id:
+                await self.remove(other.id)
+        return key
+
+    async def _add(self, name: str, role: str, namespace: str, secret: str) -> StoredKey:
         key = StoredKey(
             id=secrets.token_hex(6),
             name=name,
             role=role,
-            namespace=check_name(namespace),
+            namespace=namespace,
             created_at=clock.wall(),
         )
         await self._store.add_key(key, _digest(secret))
         self._any = True
-        return key, secret
+        return key
 
     async def remove(self, identity: str) -> bool:
         removed = await self._store.remove_key(identity)

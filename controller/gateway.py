@@ -58,7 +58,7 @@ class Gateway:
         # is active by then.
         for last_try in (False, True):
             revision = self._registry.get(invocation.function).active
-            member = self._workers.choose(revision.key)
+            member = self._workers.choose(revision.key, revision.spec.resources)
             if invocation.revision != revision.id:
                 invocation = replace(invocation, revision=revision.id)
             member.begin(revision.key)

@@ -168,7 +168,7 @@ class Registry:
 
     async def _prepare(self, revision: Revision, progress: Progress) -> None:
         await self._workers.any(_WORKER_PATIENCE_S)
-        member = self._workers.choose(revision.key)
+        member = self._workers.choose(revision.key, revision.spec.resources, refuse=DeployFailed)
         progress("worker", f"trying it on {member.link.worker_id}")
         try:
             async with asyncio.timeout(self._deploy_timeout_s):

@@ -12,13 +12,17 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from controller import gpus
 from controller.links import WorkerLink
-from faasd.errors import NotFound, Unavailable
+from faasd.errors import FaasdError, NotFound, Unavailable
 from faasd.invocation import Revision
 from faasd.policies.routing import Candidate, LeastOutstanding, Locality
+from faasd.spec import Resources
 from faasd.telemetry import get_logger
 
 log = get_logger("controller.workers")
+
+_GPU_RETRY_S = 5.0
 
 
 class WorkerStatus(enum.StrEnum):
@@ -110,11 +114,22 @@ class Workers:
         """function@revision of every revision that serves."""
         return list(self._revisions)
 
-    def choose(self, key: str) -> Member:
-        """The worker for the next invocation of a revision. Raises Unavailable without any."""
+    def choose(
+        self,
+        key: str,
+        resources: Resources | None = None,
+        *,
+        refuse: type[FaasdError] = Unavailable,
+    ) -> Member:
+        """The worker for the next invocation of a revision. Raises Unavailable without any, and
+        `refuse` when none of them has the GPUs that `resources` ask for.
+        """
         up = [m for m in self._members.values() if m.status is WorkerStatus.UP]
         if len(up) == 1:
+            # It knows better than its last report does, and says so if it cannot.
             return up[0]
+        if up and resources is not None and resources.gpus:
+            up = _with_gpus(up, resources, refuse)
         chosen = self._router.choose(self._candidate(member, key) for member in up)
         if chosen is None:
             raise Unavailable(
@@ -183,12 +198,39 @@ class Workers:
             former = self._members.get(home) if home is not None else None
             if former is not None and former.status is WorkerStatus.DRAINING:
                 former.link.register(_without_minimum(revision))
-            chosen = self._router.choose(self._candidate(member, key) for member in up.values())
+            able = [
+                member
+                for member in up.values()
+                if gpus.can_place(revision.spec.resources, member.link.report())
+            ]
+            # Without any, one of them goes on trying: a GPU may come back.
+            chosen = self._router.choose(
+                self._candidate(member, key) for member in able or up.values()
+            )
             if chosen is None:
                 self._homes.pop(key, None)
                 continue
             self._homes[key] = chosen
             up[chosen].link.register(revision)
+
+
+def _with_gpus(
+    members: list[Member], resources: Resources, refuse: type[FaasdError]
+) -> list[Member]:
+    """Those that could place an instance. Raises `refuse` when there are none."""
+    reports = [member.link.report() for member in members]
+    able = [
+        member
+        for member, report in zip(members, reports, strict=True)
+        if gpus.can_place(resources, report)
+    ]
+    if not able:
+        raise refuse(
+            gpus.shortage(resources, reports),
+            remedy=gpus.REMEDY,
+            retry_after_s=_GPU_RETRY_S if refuse.retryable else None,
+        )
+    return able
 
 
 def _without_minimum(revision: Revision) -> Revision:

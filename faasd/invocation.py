@@ -184,6 +184,7 @@ class WorkerReport:
     functions: list[FunctionReport]
     starts: dict[str, int] = field(default_factory=dict)
     gpu_fault: str = ""
+    sandboxes: dict[str, int] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
         return asdict(self)

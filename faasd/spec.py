@@ -37,6 +37,9 @@ _DEEP_KEY = re.compile(
     r"""(?<![\w-])(?>(?:[\w-]+|"(?:[^"\\\n]|\\.){0,64}"|'[^'\n]{0,64}')[ \t]*\.[ \t]*){32}"""
 )
 
+# What pydantic puts among the keys to say which of several types it tried.
+_UNION_TAG = re.compile(r"(literal|function-[a-z]+)\[")
+
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Attribute = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=200)
@@ -364,11 +367,13 @@ def validate_spec(raw: Any) -> FunctionSpec:
 
 
 def _sentence(fault: Any) -> str:
-    path = [
-        str(part) for part in fault["loc"] if not str(part).startswith(("function-", "literal"))
-    ]
+    unknown = fault["type"] == "extra_forbidden"
+    *outer, last = [str(part) for part in fault["loc"]] or [""]
+    path = [part for part in outer if not _UNION_TAG.match(part)]
+    if unknown or (last and not _UNION_TAG.match(last)):
+        path.append(last)
     key = ".".join(path) or "the spec"
-    if fault["type"] == "extra_forbidden":
+    if unknown:
         return f"Unknown key {_short(key)}: accepted here are {_accepted(path)}."
     if fault["type"] == "missing":
         return f"The key {key} is missing."

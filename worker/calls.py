@@ -133,7 +133,10 @@ class Owner(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """An instance and what it is doing; receives its events."""
+    """An instance and what it is doing; receives its events.
+
+    `why_killed` is the fate of the one call that it was killed for, `fault` that of all its calls.
+    """
 
     owner: Owner
     number: int
@@ -144,6 +147,7 @@ class Running:
     spans: tuple[Span, ...] = ()
     calls: dict[int, Pending] = field(default_factory=dict)
     why_killed: FaasdError | None = None
+    fault: FaasdError | None = None
     private_mb: float = 0.0
 
     def on_result(
@@ -174,7 +178,9 @@ class Running:
         del self.calls[call]
         self.owner.answered(pending, reply)
 
-    def on_start(self, call: int, status: int, content_type: str) -> None:
+    def on_start(
+        self, call: int, status: int, content_type: str, headers: dict[str, str] | None = None
+    ) -> None:
         pending = self.calls.get(call)
         if pending is None or self.handle is None or pending.stream is not None:
             return
@@ -182,7 +188,7 @@ class Running:
         reply = Reply(
             status=int(status),
             content_type=str(content_type),
-            headers={},
+            headers=dict(headers or {}),
             start=pending.kind,
             timings=self.owner.timings(pending, 0.0),
             worker=self.owner.worker_id,

@@ -193,7 +193,7 @@ class InstanceLink(asyncio.Protocol):
         elif kind == "chunk":
             self._events.on_chunk(frame[1], frame[2])
         elif kind == "start":
-            self._events.on_start(frame[1], frame[2], frame[3])
+            self._events.on_start(*frame[1:5])
         elif kind == "end":
             self._settle_output(frame[1])
             self._events.on_end(frame[1], frame[2])

@@ -11,7 +11,7 @@ import fcntl
 import os
 import platform
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +29,7 @@ from faasd.settings import WorkerSettings
 from faasd.telemetry import get_logger
 from worker import processes
 from worker.files import ArtifactSource, RevisionFiles
+from worker.gpus.desk import GpuDesk
 from worker.gpus.inventory import GpuInventory
 from worker.gpus.ledger import GpuLedger
 from worker.layers import Layers
@@ -47,7 +48,11 @@ class Node:
     """Owned by the event loop."""
 
     def __init__(
-        self, settings: WorkerSettings, sandboxes: Sandboxes, source: ArtifactSource
+        self,
+        settings: WorkerSettings,
+        sandboxes: Sandboxes,
+        source: ArtifactSource,
+        inventory: GpuInventory | None = None,
     ) -> None:
         self.id = settings.id or platform.node() or "worker"
         self._settings = settings
@@ -62,8 +67,10 @@ class Node:
         self._services: dict[str, RevisionService] = {}
         self._retiring: set[RevisionService] = set()
         self._starts: Counter[str] = Counter()
-        self._inventory = GpuInventory()
+        self._inventory = inventory or GpuInventory()
         self._gpus = GpuLedger()
+        self._desk = GpuDesk(self._gpus, idle=self._spare_on_gpus, end=self._end_spare)
+        getattr(sandboxes, "use_gpus", lambda _ledger: None)(self._gpus)
         self._cpus = len(os.sched_getaffinity(0))
         self._budget_mb = settings.memory_budget_mb or 0.0
         self._used_mb = 0.0
@@ -192,6 +199,7 @@ class Node:
             runtimes=self._sandboxes.runtimes(),
             functions=[service.report() for service in self._services.values()],
             starts=dict(self._starts),
+            sandboxes=self._sandboxes.sandboxes(),
         )
 
     def _busy(self) -> bool:
@@ -222,6 +230,7 @@ class Node:
             sandboxes=self._sandboxes,
             place=self._files.place,
             output=output,
+            desk=self._desk,
             template_keep_alive_s=self._settings.template_keep_alive_s,
             cancel_grace_s=self._settings.cancel_grace_s,
             emptied=self._on_emptied,
@@ -267,8 +276,47 @@ class Node:
             await self._refresh_gpus()
 
     async def _refresh_gpus(self) -> None:
+        """Read the devices; end what uses them as it must not, or lost the one that it had."""
+        # Who ended while the devices were read is known from before, who began from after.
+        before = self._gpu_users()
         await self._inventory.refresh()
-        self._gpus.know(self._inventory.gpus, self._inventory.fault)
+        after = self._gpu_users()
+        verdicts = self._desk.refreshed(
+            self._inventory.gpus,
+            self._inventory.fault,
+            instances=before[0] | after[0],
+            templates=before[1] | after[1],
+        )
+        for verdict in verdicts:
+            log.warning(
+                "gpu.condemned",
+                owner=verdict.owner,
+                code=verdict.error.code,
+                detail=verdict.error.detail,
+            )
+            for service in self._everything():
+                service.condemn(verdict.owner, verdict.error)
+
+    def _gpu_users(self) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+        """Processes of every instance, and of every template, by owner."""
+        instances: dict[str, list[int]] = {}
+        templates: dict[str, list[int]] = {}
+        if self._inventory.gpus:
+            for service in self._everything():
+                found = service.gpu_users()
+                instances |= found[0]
+                templates |= found[1]
+        return instances, templates
+
+    def _spare_on_gpus(self) -> list[str]:
+        """Instances that hold GPUs and are not needed, the longest unused first."""
+        spare = sorted(one for service in self._everything() for one in service.spare_on_gpus())
+        return [owner for _since, owner in spare]
+
+    def _end_spare(self, owners: Sequence[str]) -> None:
+        log.info("gpu.taken_back", owners=list(owners))
+        for service in self._everything():
+            service.end_spare(owners)
 
     async def _measure(self) -> None:
         """Measure every process, then keep the node within its budget."""

@@ -314,6 +314,19 @@ class Pool:
         if instance is not None and instance.state is not InstanceState.STOPPING:
             instance.become(InstanceState.STOPPING)
 
+    def sandbox_closed(self) -> None:
+        """The shell gave the sandbox up, which had not failed: another may follow at once."""
+        self._sandbox = SandboxState.ABSENT
+
+    def spare(self) -> list[tuple[float, int]]:
+        """Instances that nothing needs now: since when, longest first, and which."""
+        if self._queue:
+            return []
+        minimum = 0 if self._retired else self.min_instances
+        idle = [i for i in self._instances.values() if i.state is InstanceState.IDLE]
+        count = max(0, len(self._live()) - minimum)
+        return sorted((i.idle_since, i.id) for i in idle)[:count]
+
     def retire(self) -> None:
         """Finish what is here and take nothing more on; everything is ended when idle."""
         self._retired = True

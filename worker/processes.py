@@ -91,6 +91,17 @@ def kill_marked(name: str, value: str, *, patience_s: float = 5.0) -> int:
     return len(killed)
 
 
+def children_of(parent: int, pids: Iterable[int]) -> set[int]:
+    """Those of these processes whose parent it is."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+            if int(stat.rpartition(")")[2].split()[1]) == parent:
+                found.add(pid)
+    return found
+
+
 def known_as(pids: Iterable[int], inside: int) -> int:
     """The one of these processes that has the number `inside` in its own pid namespace, or 0."""
     for pid in pids:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from faasd.errors import FaasdError
 from faasd.invocation import Revision, RuntimeReport, StartKind
 from faasd.spec import FunctionSpec
+from worker.gpus.ledger import GpuLedger
 
 Call = tuple[int, dict[str, Any], bytes]
 Output = Callable[[str, str, str, str], None]
@@ -66,7 +67,9 @@ class InstanceEvents(Protocol):
         body: bytes,
     ) -> None: ...
 
-    def on_start(self, call: int, status: int, content_type: str) -> None: ...
+    def on_start(
+        self, call: int, status: int, content_type: str, headers: dict[str, str] | None = None
+    ) -> None: ...
 
     def on_chunk(self, call: int, data: bytes) -> None: ...
 
@@ -101,9 +104,20 @@ class Sandbox(Protocol):
     """A template in its sandbox."""
 
     opened: Opened
+    devices: tuple[str, ...] | None
+    """The GPUs that it was made with, by uuid; None where it sees whatever the node has."""
 
-    async def fork(self, name: str, events: InstanceEvents) -> Instance:
-        """An attached instance. Raises DeployFailed when the function refuses, or Unavailable."""
+    async def fork(
+        self, name: str, events: InstanceEvents, env: Mapping[str, str] | None = None
+    ) -> Instance:
+        """An attached instance, with `env` set before any of the function's code runs in it.
+
+        Raises DeployFailed when the function refuses, or Unavailable.
+        """
+        ...
+
+    def instances(self) -> dict[str, Instance]:
+        """Every instance by its name, those included that are not attached yet."""
         ...
 
     async def aclose(self) -> None:
@@ -153,6 +167,10 @@ class Sandboxes(Protocol):
 
     def sandboxes(self) -> dict[str, int]:
         """How many sandboxes are in each state."""
+        ...
+
+    def use_gpus(self, ledger: GpuLedger) -> None:
+        """Where to ask which GPUs a sandbox is made with. Called once, before `start`."""
         ...
 
     async def start(self) -> None: ...

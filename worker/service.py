@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine
 from typing import Any
 
 from faasd import clock
@@ -37,16 +37,21 @@ from faasd.invocation import (
     Timings,
 )
 from faasd.policies.keepalive import keep_alive
+from faasd.policies.placement import Placement, Refusal
 from faasd.streams import Closable
 from faasd.telemetry import get_logger
 from worker import pool as pools
 from worker.calls import Pending, Running
+from worker.gpus.desk import GpuDesk
+from worker.gpus.ledger import needs_gpu, request_of
 from worker.pool import Pool, PoolLimits
 from worker.sandbox import Exit, Output, Placed, Progress, Sandbox, Sandboxes, Span
 
 log = get_logger("worker.service")
 
 _call_ids = itertools.count(1)
+# Across services: one that is ending and its successor hold GPUs under different names.
+_generations = itertools.count(1)
 _LEAST_LOOK_S = 0.1
 _REMEDIES = {"bad_request": "Send a body that is what its Content-Type says."}
 
@@ -66,6 +71,7 @@ class RevisionService:
         sandboxes: Sandboxes,
         place: Callable[[Revision, Progress], Coroutine[Any, Any, Placed]],
         output: Output,
+        desk: GpuDesk,
         template_keep_alive_s: float,
         cancel_grace_s: float,
         emptied: Callable[[RevisionService], None],
@@ -89,6 +95,7 @@ class RevisionService:
         self._sandboxes = sandboxes
         self._place = place
         self._output = output
+        self._desk = desk if needs_gpu(spec.resources) else None
         self._cancel_grace_s = cancel_grace_s
         self._emptied = emptied
         self._started = started
@@ -204,14 +211,50 @@ class RevisionService:
             if running is None:
                 continue
             running.private_mb = private
-            if private > limit and running.why_killed is None:
-                self._kill(
+            if private > limit:
+                self._condemn(
                     running,
                     OutOfMemory(
                         f"The function used {private:.0f} MB of its own memory; "
                         f"[resources] memory_mb = {limit}."
                     ),
                 )
+
+    def gpu_users(self) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+        """Processes by the names under which GPUs are held: of each instance, of the template.
+
+        Instances that are not attached yet are among them: attach() is where they begin to use one.
+        """
+        if self._sandbox is None:
+            return {}, {}
+        instances = self._sandbox.instances()
+        return (
+            {self._holder(name): instance.pids() for name, instance in instances.items()},
+            {self._holder(str(self._generation)): self._sandbox.pids()},
+        )
+
+    def spare_on_gpus(self) -> list[tuple[float, str]]:
+        """Instances that hold GPUs for nothing, and that no minimum keeps: since when, and which."""
+        if self._desk is None:
+            return []
+        running = self._running
+        return [(since, self._holder(running[number].name)) for since, number in self.pool.spare()]
+
+    def end_spare(self, holders: Collection[str]) -> None:
+        """End those of these instances that are here."""
+        for running in self._running.values():
+            if running.handle is not None and self._holder(running.name) in holders:
+                self.pool.stopping(running.number)
+                running.handle.kill()
+
+    def condemn(self, holder: str, error: FaasdError) -> None:
+        """End an instance, or the template with all of them, for what it did or what befell it."""
+        if holder == self._holder(str(self._generation)):
+            self._condemn_sandbox(error)
+            return
+        for running in list(self._running.values()):
+            if self._holder(running.name) == holder:
+                self._condemn(running, error)
 
     async def aclose(self) -> None:
         """End everything; calls that still wait are told so."""
@@ -227,6 +270,8 @@ class RevisionService:
         if self._sandbox is not None:
             await self._sandbox.aclose()
             self._sandbox = None
+        for running in self._running.values():
+            self._give_back(running)
 
     def _step(self) -> None:
         """Ask the pool what to do, and when to ask again without an event."""
@@ -237,6 +282,8 @@ class RevisionService:
         due = self.pool.next_wakeup(now)
         if due is not None:
             self._wake_up_at(due, now)
+        if self._desk is not None:
+            self._desk.became_idle()
         if self.pool.retired and self.pool.empty and not self._pending:
             self._emptied(self)
 
@@ -279,8 +326,7 @@ class RevisionService:
         task.add_done_callback(self._tasks.discard)
 
     async def _open(self) -> None:
-        self._generation += 1
-        generation = self._generation
+        generation = self._generation = next(_generations)
         begin = clock.monotonic()
         try:
             placed = await self._place(self.revision, self._progress)
@@ -348,7 +394,7 @@ class RevisionService:
         self._step()
 
     def _close_sandbox(self) -> None:
-        self._generation += 1
+        self._generation = next(_generations)
         sandbox, self._sandbox = self._sandbox, None
         self.template_mb = 0.0
         if sandbox is not None:
@@ -361,34 +407,99 @@ class RevisionService:
         name = f"{self.revision.id}-{self._generation}.{number}"
         running = Running(self, number, name, asked, spans)
         self._running[number] = running
+        env: dict[str, str] | None = None
         try:
             if sandbox is None:
                 raise Unavailable("The sandbox ended.")
-            handle = await sandbox.fork(name, running)
+            if self._desk is not None:
+                env = await self._gpus(self._desk, running, sandbox)
+                if env is None:
+                    return
+                asked = clock.monotonic()
+            handle = await sandbox.fork(name, running, *([env] if env else []))
         except FaasdError as error:
-            self._fork_failed(number, error)
+            self._fork_failed(running, error)
         except Exception as error:  # the boundary of a start, as in _open
             log.exception("instance.fork_failed", revision=self.revision.key)
-            self._fork_failed(number, InternalError(f"Starting an instance failed: {error!r}."))
+            self._fork_failed(running, InternalError(f"Starting an instance failed: {error!r}."))
+        except asyncio.CancelledError:
+            self._give_back(running)
+            raise
         else:
             now = clock.monotonic()
             running.handle = handle
             running.spans = (*spans, Span("sandbox", asked, now))
             if number not in self._running:
                 handle.kill()
+                self._give_back(running)
                 return
             self.pool.instance_ready(number, now)
             self._template_verdict(None)
             self._step()
 
-    def _fork_failed(self, number: int, error: FaasdError) -> None:
-        self._running.pop(number, None)
+    def _fork_failed(self, running: Running, error: FaasdError, *, final: bool = False) -> None:
+        error = running.fault or error
+        self._running.pop(running.number, None)
         self._last_failure = error
-        final = isinstance(error, DeployFailed | OutOfMemory)
-        self.pool.instance_failed(number, clock.monotonic(), final=final)
+        ours = isinstance(error, DeployFailed | OutOfMemory)
+        final = final or ours or isinstance(error, HandlerError)
+        self.pool.instance_failed(running.number, clock.monotonic(), final=final)
+        self._give_back(running)
         if self.pool.failing:
-            self._template_verdict(error if final else DeployFailed(error.detail))
+            told = ours or (final and isinstance(error, Unavailable))
+            self._template_verdict(error if told else DeployFailed(error.detail))
         self._step()
+
+    async def _gpus(
+        self, desk: GpuDesk, running: Running, sandbox: Sandbox
+    ) -> dict[str, str] | None:
+        """What tells an instance its GPUs, or None when it is not to be started here."""
+        if self._belongs_elsewhere(desk, sandbox):
+            self._move(running)
+            return None
+        holder = self._holder(running.name)
+        try:
+            grant = await desk.acquire(holder, self.revision.spec.resources, within=sandbox.devices)
+        except Unavailable as error:
+            if self._belongs_elsewhere(desk, sandbox):
+                self._move(running)
+            else:
+                # It has waited already: who waits for it is told.
+                self._fork_failed(running, error, final=True)
+            return None
+        return grant.env
+
+    def _belongs_elsewhere(self, desk: GpuDesk, sandbox: Sandbox) -> bool:
+        """Whether no GPU of the sandbox is to be had, others are, and no instance is left in it."""
+        if sandbox.devices is None or sandbox is not self._sandbox:
+            return False
+        holding = {one.instance for one in desk.ledger.holdings}
+        if any(
+            one.fault is None and self._holder(one.name) in holding
+            for one in self._running.values()
+        ):
+            return False
+        wanted = request_of(self.revision.spec.resources)
+        here = desk.ledger.plan("", wanted, within=sandbox.devices)
+        return isinstance(here, Refusal) and isinstance(desk.ledger.plan("", wanted), Placement)
+
+    def _move(self, running: Running) -> None:
+        """Give the sandbox up for one with other GPUs."""
+        log.info("sandbox.moved", revision=self.revision.key)
+        self._running.pop(running.number, None)
+        self.pool.sandbox_closed()
+        self.pool.instance_failed(running.number, clock.monotonic(), final=False)
+        self._close_sandbox()
+        self._step()
+
+    def _holder(self, name: str) -> str:
+        """The name under which GPUs are held, the only one of its kind on the node."""
+        return f"{self.revision.function}@{name}"
+
+    def _give_back(self, running: Running) -> None:
+        """What the instance held of GPUs is free. Safe to call twice."""
+        if self._desk is not None:
+            self._desk.release(self._holder(running.name))
 
     def _stop(self, number: int) -> None:
         running = self._running.get(number)
@@ -480,6 +591,26 @@ class RevisionService:
         if running.handle is not None:
             running.handle.kill()
 
+    def _condemn(self, running: Running, fault: FaasdError) -> None:
+        """End an instance for a reason that is every call's on it."""
+        if running.fault is not None or running.why_killed is not None:
+            return
+        running.fault = fault
+        if running.handle is not None:
+            self.pool.stopping(running.number)
+            running.handle.kill()
+        elif self._sandbox is not None:
+            starting = self._sandbox.instances().get(running.name)
+            if starting is not None:
+                starting.kill()
+
+    def _condemn_sandbox(self, fault: FaasdError) -> None:
+        """End the template, and fail what was started from it, for a reason that will not go away."""
+        for running in list(self._running.values()):
+            self._condemn(running, fault)
+        self._close_sandbox()
+        self._start_failed(fault)
+
     def _abandon(self, pending: Pending) -> None:
         """The caller is gone: drop the call if it waits, stop it if it runs."""
         self.pool.cancel(pending.id)
@@ -543,21 +674,19 @@ class RevisionService:
 
     def instance_closed(self, running: Running, end: Exit) -> None:
         """An instance is gone: every call on it is answered with the reason."""
+        if running.fault is not None and running.handle is None:
+            self._fork_failed(running, running.fault)
+            return
         self._running.pop(running.number, None)
         calls = list(running.calls.values())
         running.calls.clear()
         for pending in calls:
             self._forget(pending)
-            alone = running.why_killed is not None and pending.stop_reason is not None
-            error = (
-                running.why_killed
-                if running.why_killed is not None and (alone or len(calls) == 1)
-                else end.reason
-                or InstanceDied(f"The instance {end.detail} while it served the invocation.")
-            )
+            error = _fate(pending, running, end, alone=len(calls) == 1)
             self._note_cost(pending, error, (clock.monotonic() - pending.dispatched) * 1000)
             pending.fail(error)
         self.pool.instance_gone(running.number, clock.monotonic())
+        self._give_back(running)
         self._step()
 
     def _forget(self, pending: Pending) -> None:
@@ -608,3 +737,14 @@ class RevisionService:
         seen = self.pool.statistics()
         evictable = self.pool.min_instances == 0 and (seen.idle or seen.sandbox == "ready")
         return (self.pool.idle_since() if evictable else None), self.memory_mb
+
+
+def _fate(pending: Pending, running: Running, end: Exit, *, alone: bool) -> FaasdError:
+    """What a call is told whose instance is gone."""
+    if running.why_killed is not None and (alone or pending.stop_reason is not None):
+        return running.why_killed
+    shared = running.fault or end.reason
+    if shared is None:
+        return InstanceDied(f"The instance {end.detail} while it served the invocation.")
+    # An error of its own: what the call cost stands in it.
+    return from_problem(shared.to_problem())

@@ -189,9 +189,27 @@ def _of_cluster() -> dict[str, Schema]:
                 "memory_mb": _AMOUNT,
                 "memory_used_mb": _AMOUNT,
                 "memory_budget_mb": _AMOUNT,
-                "gpus": _list({"type": "object"}),
+                "gpus": _list(
+                    _object(
+                        {
+                            **dict.fromkeys(("uuid", "label", "name", "parent", "fault"), _TEXT),
+                            "health": {"type": "string", "enum": ["ready", "unknown", "lost"]},
+                            **dict.fromkeys(("memory_mb", "used_mb", "held_mb"), _AMOUNT),
+                            "held_share": _AMOUNT,
+                            "instances": _COUNT,
+                            "processes": _nullable(_COUNT),
+                            "utilisation": _nullable(_AMOUNT),
+                        }
+                    )
+                ),
+                "gpu_fault": {**_TEXT, "description": "why NVML tells nothing; empty if it does"},
                 "slots": {**_COUNT, "description": "instances the node is meant for"},
                 "outstanding": {**_COUNT, "description": "invocations under way there"},
+                "sandboxes": {
+                    "type": "object",
+                    "description": "how many sandboxes are in each state",
+                    "additionalProperties": _COUNT,
+                },
                 "runtimes": _list(
                     _object(
                         {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,12 @@ from faasd.cli.session import Session
 
 if TYPE_CHECKING:
     from faasd.client import ClusterStatus
+    from faasd.client.answers import Worker
 
+_WORKER_HEADINGS = (
+    *("WORKER", "STATUS", "CPUS", "GPUS", "SLOTS", "OUTSTANDING", "MB USED", "MB BUDGET", "MB"),
+    "SANDBOXES",
+)
 _GPU_HEADINGS = (
     *("GPU", "WORKER", "NAME", "HEALTH", "INSTANCES", "PROCESSES", "%", "MB USED", "MB HELD", "MB"),
     *("UUID", "FAULT"),
@@ -21,7 +26,7 @@ WorkerId = Annotated[str, typer.Argument(metavar="WORKER", help="The worker's id
 
 
 def status(session: Session) -> None:
-    """Show the nodes, the runtimes they keep warm, and the functions' instances and memory."""
+    """Show the nodes with their GPUs and runtimes, and the functions' instances and memory."""
     from faasd.client.answers import plain
 
     with session.connect() as client:
@@ -45,7 +50,7 @@ def drain(session: Session, worker: WorkerId) -> None:
 def _print_status(found: ClusterStatus) -> None:
     say(f"{found.url} is {'ready' if found.ready else 'not ready: no worker can serve'}.")
     print_table(
-        ("WORKER", "STATUS", "CPUS", "GPUS", "SLOTS", "OUTSTANDING", "MB USED", "MB BUDGET", "MB"),
+        _WORKER_HEADINGS,
         [
             (
                 worker.id,
@@ -57,12 +62,13 @@ def _print_status(found: ClusterStatus) -> None:
                 float(worker.memory_used_mb),
                 float(worker.memory_budget_mb),
                 float(worker.memory_mb),
+                _counts(worker.sandboxes),
             )
             for worker in found.workers
         ],
     )
     print()
-    print_table(_GPU_HEADINGS, [_gpu_row(w.id, gpu) for w in found.workers for gpu in w.gpus])
+    print_table(_GPU_HEADINGS, [row for worker in found.workers for row in _gpu_rows(worker)])
     print()
     print_table(
         ("RUNTIME", "WORKER", "STATE", "MB", "LIBRARIES"),
@@ -93,21 +99,29 @@ def _print_status(found: ClusterStatus) -> None:
     )
 
 
-def _gpu_row(worker: str, gpu: Mapping[str, Any]) -> tuple[object, ...]:
-    return (
-        gpu["label"],
-        worker,
-        gpu["name"],
-        gpu["health"],
-        gpu["instances"],
-        _or_unknown(gpu["processes"]),
-        _or_unknown(gpu["utilisation"]),
-        float(gpu["used_mb"]),
-        float(gpu["held_mb"]),
-        float(gpu["memory_mb"]),
-        gpu["uuid"],
-        gpu["fault"],
-    )
+def _gpu_rows(worker: Worker) -> Iterator[tuple[object, ...]]:
+    for gpu in worker.gpus:
+        yield (
+            gpu.label,
+            worker.id,
+            gpu.name,
+            gpu.health,
+            gpu.instances,
+            _or_unknown(gpu.processes),
+            _or_unknown(gpu.utilisation),
+            float(gpu.used_mb),
+            float(gpu.held_mb),
+            float(gpu.memory_mb),
+            gpu.uuid,
+            gpu.fault,
+        )
+    if not worker.gpus:
+        yield ("none", worker.id, *("-",) * (len(_GPU_HEADINGS) - 3), worker.gpu_fault)
+
+
+def _counts(sandboxes: Mapping[str, int]) -> str:
+    """The states that any sandbox is in: "3 claimed, 2 bare"."""
+    return ", ".join(f"{count} {state}" for state, count in sandboxes.items() if count)
 
 
 def _or_unknown(value: object) -> object:

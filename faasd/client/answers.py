@@ -164,6 +164,25 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU, or a MIG device, of a worker. None stands for what its driver does not tell."""
+
+    uuid: str
+    label: str = ""
+    name: str = ""
+    parent: str = ""
+    health: str = "ready"
+    fault: str = ""
+    memory_mb: float = 0.0
+    used_mb: float = 0.0
+    held_mb: float = 0.0
+    held_share: float = 0.0
+    instances: int = 0
+    processes: int | None = None
+    utilisation: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Worker:
     """A node of the cluster."""
 
@@ -173,11 +192,13 @@ class Worker:
     memory_mb: float = 0.0
     memory_used_mb: float = 0.0
     memory_budget_mb: float = 0.0
-    gpus: tuple[Any, ...] = ()
+    gpus: tuple[Gpu, ...] = ()
     slots: int = 0
     outstanding: int = 0
     runtimes: tuple[RuntimeState, ...] = ()
     functions: tuple[Placement, ...] = ()
+    gpu_fault: str = ""
+    sandboxes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,9 +67,19 @@ class Function:
             self.state = self._load(context)
 
     def attach(self, context: Context) -> None:
-        """After the fork: let the function bind its state to this process or its device."""
+        """After the fork: let the function bind its state to this process or its device.
+
+        A model that is the whole state is moved to a GPU without being asked to.
+        """
         if callable(self._attach):
             self.state = self._attach(self.state, context)
+        elif context.device != "cpu" and _is_model(self.state):
+            self.state = self.state.to(context.device)
+
+
+def _is_model(state: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(state, torch.nn.Module)
 
 
 def attribute_of(wanted: str) -> Callable[..., Any]:

@@ -32,9 +32,10 @@ from .context import Context, InvocationCancelled
 from .function import Function
 
 
-def main(function: Function, _name: str, fds: list[int]) -> None:
-    """Never returns."""
+def main(function: Function, fds: list[int], env: dict[str, str] | None = None) -> None:
+    """Never returns. `env` is what this instance has beside the template's environment."""
     data, stdout, stderr = fds
+    os.environ.update(env or {})
     process.redirect(stdout, stderr)
     link = frames.FrameStream(socket.socket(fileno=data))
     link.sock.setblocking(True)

@@ -13,10 +13,11 @@ import os
 import resource
 import signal
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from . import process, seccomp
+from . import firewall, process, seccomp
 
 _CLONE_NEWNS, _CLONE_NEWCGROUP, _CLONE_NEWUTS = 0x20000, 0x2000000, 0x4000000
 _CLONE_NEWIPC, _CLONE_NEWPID, _CLONE_NEWNET = 0x8000000, 0x20000000, 0x40000000
@@ -30,6 +31,7 @@ _CAPABILITY_VERSION_3 = 0x20080522
 _EINVAL = 22
 _CGROUPS = "/sys/fs/cgroup"
 _LEAST_ID = 1000
+_BLOCKS_PER_MB = 256
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -48,9 +50,9 @@ class Target:
         self.fds: list[int] = []
         try:
             self.pidfd = self._keep(os.pidfd_open(pid))
-            folder = self._keep(os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY))
-            lines = _read(folder, "cgroup").splitlines()
-            status = _read(folder, "status")
+            self._folder = self._keep(os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY))
+            lines = _read(self._folder, "cgroup").splitlines()
+            status = _read(self._folder, "status")
             # Alive after it was read: the folder and the pidfd mean the same process.
             with contextlib.suppress(PermissionError):  # another user's, and alive
                 signal.pidfd_send_signal(self.pidfd, 0)
@@ -70,6 +72,10 @@ class Target:
     def _keep(self, fd: int) -> int:
         self.fds.append(fd)
         return fd
+
+    def routes(self) -> str:
+        """The kernel's table of the networks that it is in."""
+        return _read(self._folder, "net/route")
 
     def close(self) -> None:
         for fd in self.fds:
@@ -136,6 +142,28 @@ def pid_namespace(target: Target, home: int) -> Iterator[None]:
             _setns(home, _CLONE_NEWPID)
 
 
+def fence(target: Target, network: str, home: int) -> None:
+    """Close to a container what its kind of network does not lead to; again does no harm.
+
+    `home` is the descriptor of our own network namespace. Raises Refused or OSError.
+    """
+    if network not in firewall.KINDS:
+        raise Refused(f"{network!r} is no kind of network")
+    if network == "none":
+        return
+    program = firewall.build(
+        firewall.denied(network, machine=_machine_addresses(), routes=target.routes())
+    )
+    _setns(target.pidfd, _CLONE_NEWNET)
+    try:
+        # A socket stays in the namespace where it was made.
+        kernel = firewall.connect()
+    finally:
+        _setns(home, _CLONE_NEWNET)
+    with kernel:
+        firewall.load(kernel, program)
+
+
 def enter(
     target: Target,
     mounts: list[tuple[int, str]],
@@ -166,7 +194,8 @@ def enter(
             place.encode(),
             ctypes.c_uint(_F_EMPTY_PATH),
         )
-    size = f"size={tmp_mb}m".encode()
+    # Empty files take the kernel's memory and no block: no more of them than of blocks.
+    size = f"size={tmp_mb}m,nr_inodes={tmp_mb * _BLOCKS_PER_MB}".encode()
     flags = ctypes.c_ulong(_MS_REMOUNT | _MS_NOSUID | _MS_NODEV)
     _check(_libc.mount(None, b"/tmp", None, flags, size), "sizing /tmp")
     os.chdir("/")
@@ -174,6 +203,7 @@ def enter(
     _default_signals()
     process.close_all_but({0, 1, 2} | keep())
     os.environ.clear()
+    _forget_command()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _drop_privileges(user)
 
@@ -202,6 +232,16 @@ def _drop_privileges(user: int) -> None:
     _check(_libc.capset(header, bytes(24)), "giving up capabilities")
 
 
+def _forget_command() -> None:
+    """Overwrite how the zygote was started: its arguments and environment are not the function's."""
+    sys.orig_argv[:] = []
+    with open("/proc/self/stat", encoding="utf-8") as file:
+        fields = file.read().rpartition(")")[2].split()
+    # arg_start, arg_end, env_start, env_end: of proc(5)'s fields, 48 to 51.
+    for begin, end in (fields[45:47], fields[47:49]):
+        ctypes.memset(int(begin), 0, int(end) - int(begin))
+
+
 def _default_signals() -> None:
     for number in signal.valid_signals():
         if number not in (signal.SIGKILL, signal.SIGSTOP):
@@ -212,12 +252,19 @@ def _default_signals() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
-def _read(folder: int, name: str) -> str:
-    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+def _machine_addresses() -> str:
+    """The kernel's table of the machine's own addresses: those of its first process."""
+    machine = os.open("/proc/1", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return os.read(fd, 65_536).decode()
+        return _read(machine, "net/fib_trie")
     finally:
-        os.close(fd)
+        os.close(machine)
+
+
+def _read(folder: int, name: str) -> str:
+    # What is long comes in pieces.
+    with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder), encoding="utf-8") as file:
+        return file.read()
 
 
 def _setns(fd: int, kinds: int) -> None:

@@ -5,11 +5,14 @@ libraries and never a function's code, holds no secret, and takes requests from 
 time, on a socket that only its own user can reach:
 
     worker -> server   ["preload", [module, ...]]                   first
-                       ["join", sandbox id, {"pid", "container", "mounts", "user", "tmp_mb", "folder"}]
+                       ["join", sandbox id, {"pid", "container", "mounts", "user", "tmp_mb", "folder",
+                                             "network": "none" | "internet" | "named"}]
                            (with "exec" and "environment" a program, in the template's place)
                            with control, stdout, stderr descriptors
+                       ["fence", sandbox id, {"pid", "container", "network"}]
     server -> worker   ["ready", {"import_ms", "modules", "threads"}] | ["broken", module, traceback]
-                       ["forked", sandbox id, pid] | ["failed", sandbox id, reason]
+                       ["forked", sandbox id, pid] | ["fenced", sandbox id, pid]
+                       ["failed", sandbox id, reason]
     child  -> worker   ["unjoined", reason] on its control socket, when it could not enter
 
 A worker that goes away leaves the sandboxes as they are; the next one connects and goes on.
@@ -43,6 +46,7 @@ class Server:
         os.umask(old_mask)
         self._listener.listen(1)
         self._home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._home_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._ready: list[Any] | None = None
         self._modules: list[str] = []
         self._filter = seccomp.build()
@@ -64,7 +68,7 @@ class Server:
         while True:
             request, fds = frames.recv_packet(worker)
             try:
-                answer = self._join(request, fds)
+                answer = self._answer(request, fds)
             except (joining.Refused, OSError, LookupError, TypeError, ValueError) as error:
                 answer = ["failed", _named(request), str(error) or repr(error)]
             finally:
@@ -86,21 +90,28 @@ class Server:
         if self._ready[0] == "broken":
             os._exit(1)
 
-    def _join(self, request: list[Any], fds: list[int]) -> list[Any]:
+    def _answer(self, request: list[Any], fds: list[int]) -> list[Any]:
         kind, sandbox, asked = request
-        if kind != "join" or len(fds) != 3:
+        if (kind, len(fds)) not in (("join", 3), ("fence", 0)):
             raise joining.Refused("not a request of this protocol")
         target = joining.Target(int(asked["pid"]), str(asked["container"]))
-        mounts: list[tuple[int, str]] = []
         try:
-            mounts = joining.open_mounts(asked["mounts"])
+            joining.fence(target, asked["network"], self._home_network)
+            if kind == "fence":
+                return ["fenced", sandbox, asked["pid"]]
+            return ["forked", sandbox, self._join(target, asked, fds)]
+        finally:
+            target.close()
+
+    def _join(self, target: joining.Target, asked: dict[str, Any], fds: list[int]) -> int:
+        mounts = joining.open_mounts(asked["mounts"])
+        try:
             with joining.pid_namespace(target, self._home):
                 pid = os.fork()
                 if pid == 0:
                     self._become(target, mounts, asked, fds)
-            return ["forked", sandbox, pid]
+            return pid
         finally:
-            target.close()
             for fd, _place in mounts:
                 os.close(fd)
 

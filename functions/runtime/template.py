@@ -8,7 +8,8 @@ It is where a function's own code first runs. Its sandbox folder holds `sandbox.
                          | ["refused", {"phase", "type", "message", "traceback", "memory"}]
                          ["forked", instance id, pid] | ["failed", instance id, reason]
                          ["exited", pid, wait status]
-    worker -> template   ["fork", instance id]   with data, stdout, stderr descriptors
+    worker -> template   ["fork", instance id, environment of its own, if any]
+                             with data, stdout, stderr descriptors
                          ["stop"]
 """
 
@@ -63,7 +64,7 @@ def main(folder: str, control_fd: int, stdout: int, stderr: int) -> None:
     # The instance is told apart from this process only by what happens after the fork.
     parent = Parent(
         control,
-        lambda request, fds: instance.main(function, request[1], fds),
+        lambda request, fds: instance.main(function, fds, *request[2:]),
         function.outlives,
     )
     gc.collect()
@@ -83,13 +84,13 @@ def _enter(config: dict[str, Any]) -> None:
     }
     os.environ.clear()
     os.environ.update(env)
-    # A relay runs no code of the function's, and its sandbox need not hold any.
+    # A relay runs no code of the function's, and its sandbox need not hold any, nor Python.
     if config["contract"] not in _RELAYED:
         os.chdir(config["code"])
         sys.path[:0] = [config["code"], *config["path"]]
+        importlib.invalidate_caches()
     sys.argv = ["faasd-function"]
     sys.dont_write_bytecode = True
-    importlib.invalidate_caches()
     # The zygote's own streams remember the kind of file they were opened on.
     sys.stdout = _text_stream(1)
     sys.stderr = _text_stream(2)

@@ -32,7 +32,7 @@ SOURCES = [
     for folder in ("faasd", "controller", "worker", "functions", "loadgen", "bench")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
-OTHER_VARIABLES = {"FAASD_URL", "FAASD_API_KEY", "FAASD_NODE_DIR"}
+OTHER_VARIABLES = {"FAASD_URL", "FAASD_API_KEY", "FAASD_ADMIN_KEY", "FAASD_NODE_DIR"}
 
 
 def rows(page: str, section: str) -> dict[str, list[str]]:

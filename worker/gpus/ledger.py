@@ -62,6 +62,17 @@ def needs_gpu(resources: Resources) -> bool:
     return resources.gpus > 0
 
 
+def environment(resources: Resources) -> dict[str, str]:
+    """What a template's environment says of GPUs, wherever it runs: without them, hide them."""
+    if not needs_gpu(resources):
+        return {"NVIDIA_VISIBLE_DEVICES": "void", "CUDA_VISIBLE_DEVICES": ""}
+    return {
+        # Asking CUDA whether there is a device would leave a context that cannot be forked.
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    }
+
+
 def engine_refusal(error: FaasdError) -> FaasdError:
     """What a failed start of a container with `device_requests` means to the user."""
     if "could not select device driver" in error.detail:
@@ -127,12 +138,8 @@ class GpuLedger:
         found = placement.spread(request, instances, self.devices, self._holdings)
         if not found:
             return self._refusal(request)
-        env = _visible(found) | {
-            "NVIDIA_DRIVER_CAPABILITIES": ",".join(_DRIVER_PARTS),
-            # Asking CUDA whether there is a device would leave a context that cannot be forked.
-            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        }
+        parts = {"NVIDIA_DRIVER_CAPABILITIES": ",".join(_DRIVER_PARTS)}
+        env = environment(resources) | _visible(found) | parts
         return Grant(found, env, _device_requests(found))
 
     def acquire(

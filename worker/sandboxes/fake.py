@@ -9,20 +9,23 @@ pools and its queues run as they are; starts take the time they are told to.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from faasd import clock
 from faasd.errors import DeployFailed, Unavailable
 from faasd.invocation import Revision, RuntimeReport, StartKind
+from faasd.policies.placement import Refusal
 from faasd.settings import WorkerSettings
 from faasd.spec import FunctionSpec
+from worker.gpus.ledger import GpuLedger, needs_gpu
 from worker.layers import InterpreterBuilder
-from worker.sandbox import Call, Exit, InstanceEvents, Opened, Output, Placed, Span
+from worker.sandbox import Call, Exit, Instance, InstanceEvents, Opened, Output, Placed, Span
 
 Handler = Callable[[Any], Any]
 
@@ -42,14 +45,21 @@ class FakeSandboxes:
         load_s: float = 0.0,
         fork_s: float = 0.0,
         exec_s: float = 0.0,
+        contained: bool = False,
     ) -> None:
+        """`contained`: a sandbox is made with the GPUs that its instances may come to use."""
         self.handlers = handlers or {}
         self.load_s = load_s
         self.fork_s = fork_s
         self.exec_s = exec_s
+        self.contained = contained
+        self._ledger: GpuLedger | None = None
         self.opened = 0
         self.open_sandboxes: set[FakeSandbox] = set()
         self.builder = InterpreterBuilder()
+
+    def use_gpus(self, ledger: GpuLedger) -> None:
+        self._ledger = ledger
 
     async def start(self) -> None:
         return
@@ -66,12 +76,22 @@ class FakeSandboxes:
     ) -> FakeSandbox:
         del placed
         begin = clock.monotonic()
+        devices = self._devices(revision)
         await asyncio.sleep(self.load_s)
         self.opened += 1
         load = Span("load", begin, clock.monotonic())
-        sandbox = FakeSandbox(self, revision, load, died=died, output=output)
+        sandbox = FakeSandbox(self, revision, load, devices, died=died, output=output)
         self.open_sandboxes.add(sandbox)
         return sandbox
+
+    def _devices(self, revision: Revision) -> tuple[str, ...] | None:
+        spec = revision.spec
+        if self._ledger is None or not (self.contained and needs_gpu(spec.resources)):
+            return None
+        found = self._ledger.sandbox(spec.resources, spec.limits.max_instances)
+        if isinstance(found, Refusal):
+            raise Unavailable(found.detail)
+        return found.devices
 
     def runtimes(self) -> list[RuntimeReport]:
         return [RuntimeReport("python", "ready", 0.0, [])]
@@ -85,13 +105,17 @@ class FakeSandboxes:
 
 
 class FakeSandbox:
-    """A template that is always ready; `die` ends it as a crash would."""
+    """A template that is always ready; `die` ends it as a crash would.
+
+    `processes`, here and of an instance, are the ids of those that it is to be taken for.
+    """
 
     def __init__(
         self,
         owner: FakeSandboxes,
         revision: Revision,
         load: Span,
+        devices: tuple[str, ...] | None,
         *,
         died: Callable[[], None],
         output: Output,
@@ -99,19 +123,31 @@ class FakeSandbox:
         self.owner = owner
         self.output = output
         self.opened = Opened(StartKind.COLD, (load,))
-        self.instances: set[FakeInstance] = set()
+        self.devices = devices
+        self.processes: list[int] = []
+        self._instances: dict[str, FakeInstance] = {}
         self._name = revision.function.rpartition("/")[2]
         self._died = died
         self._closed = False
 
-    async def fork(self, name: str, events: InstanceEvents) -> FakeInstance:
-        del name
-        await asyncio.sleep(self.owner.fork_s)
+    async def fork(
+        self, name: str, events: InstanceEvents, env: Mapping[str, str] | None = None
+    ) -> FakeInstance:
         if self._closed:
             raise Unavailable("The sandbox ended.")
-        instance = FakeInstance(self, events, self.owner.handlers.get(self._name, _echo))
-        self.instances.add(instance)
+        handler = self.owner.handlers.get(self._name, _echo)
+        instance = self._instances[name] = FakeInstance(self, name, events, handler, env or {})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.owner.fork_s):
+                await instance.dead.wait()
+                raise Unavailable("The instance ended before it was attached.")
         return instance
+
+    def instances(self) -> dict[str, Instance]:
+        return dict(self._instances)
+
+    def ended(self, name: str) -> None:
+        self._instances.pop(name, None)
 
     def die(self) -> None:
         self._end()
@@ -123,24 +159,34 @@ class FakeSandbox:
     def _end(self) -> None:
         self._closed = True
         self.owner.open_sandboxes.discard(self)
-        for instance in list(self.instances):
+        for instance in list(self._instances.values()):
             instance.kill()
 
     def pids(self) -> list[int]:
-        return []
+        return self.processes
 
 
 class FakeInstance:
     """Serves each call as a task, after the time that execution takes."""
 
-    def __init__(self, sandbox: FakeSandbox, events: InstanceEvents, handler: Handler) -> None:
+    def __init__(
+        self,
+        sandbox: FakeSandbox,
+        name: str,
+        events: InstanceEvents,
+        handler: Handler,
+        env: Mapping[str, str],
+    ) -> None:
+        self.name = name
+        self.env = dict(env)
+        self.processes: list[int] = []
+        self.dead = asyncio.Event()
         self._sandbox = sandbox
         self._events = events
         self._handler = handler
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._read = asyncio.Event()
         self._read.set()
-        self._dead = False
 
     def call(self, calls: Sequence[Call]) -> None:
         for call, _meta, body in calls:
@@ -154,12 +200,12 @@ class FakeInstance:
             task.cancel()
 
     def kill(self) -> None:
-        if self._dead:
+        if self.dead.is_set():
             return
-        self._dead = True
+        self.dead.set()
         for task in self._calls.values():
             task.cancel()
-        self._sandbox.instances.discard(self)
+        self._sandbox.ended(self.name)
         asyncio.get_running_loop().call_soon(self._events.on_closed, Exit("was killed by signal 9"))
 
     def pause(self) -> None:
@@ -169,7 +215,7 @@ class FakeInstance:
         self._read.set()
 
     def pids(self) -> list[int]:
-        return []
+        return self.processes
 
     async def _serve(self, call: int, body: bytes) -> None:
         begin = clock.monotonic()
@@ -191,7 +237,7 @@ class FakeInstance:
             told = {"code": "unserialisable_result", "message": f"The result: {error}."}
             self._failed(call, told, begin)
             return
-        if not self._dead:
+        if not self.dead.is_set():
             self._events.on_result(call, 200, kind, {}, _since_ms(begin), reply)
 
     async def _stream(self, call: int, chunks: AsyncGenerator[bytes, None], begin: float) -> None:
@@ -199,19 +245,19 @@ class FakeInstance:
             self._events.on_start(call, 200, "application/octet-stream")
             async for chunk in chunks:
                 await self._read.wait()
-                if self._dead:
+                if self.dead.is_set():
                     return
                 self._events.on_chunk(call, chunk)
-        if not self._dead:
+        if not self.dead.is_set():
             self._events.on_end(call, _since_ms(begin))
 
     def _failed(self, call: int, problem: dict[str, Any], begin: float) -> None:
-        if not self._dead:
+        if not self.dead.is_set():
             self._events.on_error(call, problem, _since_ms(begin))
 
     def _served(self, call: int, task: asyncio.Task[None]) -> None:
         self._calls.pop(call, None)
-        if task.cancelled() and not self._dead:
+        if task.cancelled() and not self.dead.is_set():
             told = {"code": "cancelled", "message": "The caller went away."}
             self._events.on_error(call, told, 0.0)
 

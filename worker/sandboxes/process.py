@@ -16,12 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from faasd import clock
-from faasd.errors import FaasdError
+from faasd.errors import DeployFailed, FaasdError
 from faasd.invocation import Revision, RuntimeReport, StartKind
 from faasd.settings import WorkerSettings
 from faasd.spec import FunctionSpec
 from faasd.telemetry import get_logger
 from worker import processes
+from worker.gpus.ledger import GpuLedger, environment
 from worker.layers import InterpreterBuilder
 from worker.sandbox import Output, Placed
 from worker.sandboxes.template import TemplateSandbox, no_runtime, template_config
@@ -47,6 +48,10 @@ class ProcessSandboxes:
         self._memory_mb: dict[str, float] = {}
         self.builder = InterpreterBuilder()
 
+    def use_gpus(self, ledger: GpuLedger) -> None:
+        """Processes see every GPU of the machine, whatever they were given."""
+        del ledger
+
     async def start(self) -> None:
         """Clear what a former life of this node left, then start the zygotes asked for."""
         killed = processes.kill_marked(MARKER, str(self._folder))
@@ -67,6 +72,13 @@ class ProcessSandboxes:
     async def check(self, spec: FunctionSpec) -> None:
         if spec.runtime not in self._images:
             raise no_runtime(spec.runtime, self._images)
+        wanted = _only_in_containers(spec)
+        if wanted is not None:
+            raise DeployFailed(
+                f"{wanted} needs containers, and this worker runs functions as plain processes.",
+                remedy="Start the worker with Docker: `faasd up --runtime docker`, or "
+                "FAASD_WORKER_RUNTIME=docker.",
+            )
 
     async def open(
         self, revision: Revision, placed: Placed, *, died: Callable[[], None], output: Output
@@ -140,6 +152,18 @@ class ProcessSandboxes:
         return self._images[runtime]
 
 
+def _only_in_containers(spec: FunctionSpec) -> str | None:
+    """The first thing that the function asks for and a process cannot be given."""
+    if spec.image is not None:
+        return f'image = "{spec.image}"'
+    if spec.relayed:
+        return f'contract = "{spec.contract}"'
+    # Every process has the machine's network, which holds the internet; not so a named one.
+    if spec.network not in ("none", "internet"):
+        return f'network = "{spec.network}"'
+    return None
+
+
 def from_settings(settings: WorkerSettings) -> ProcessSandboxes:
     return ProcessSandboxes(
         settings.data / "sandboxes",
@@ -153,6 +177,7 @@ def _furnish(folder: Path, revision: Revision, placed: Placed, marker: str) -> N
     temporary = folder / "tmp"
     temporary.mkdir(parents=True)
     base = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    base |= environment(revision.spec.resources)
     config = template_config(
         revision, placed, base_env={MARKER: marker, **QUIET, **base}, tmp=str(temporary)
     )

@@ -12,7 +12,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from faasd.telemetry import get_logger
 from worker.control import ControlSocket, control_pair
 from worker.instance import InstanceLink
 from worker.output import OutputPipe
-from worker.sandbox import InstanceEvents, Opened, Output, Placed, Span
+from worker.sandbox import Instance, InstanceEvents, Opened, Output, Placed, Span
 
 log = get_logger("worker.sandbox")
 
@@ -52,6 +52,7 @@ class TemplateSandbox(abc.ABC):
     ) -> None:
         self.name = name
         self.opened = Opened(StartKind.COLD, ())
+        self.devices: tuple[str, ...] | None = None
         self.revision = revision
         self._died = died
         self._output = output
@@ -69,6 +70,9 @@ class TemplateSandbox(abc.ABC):
 
     def pids(self) -> list[int]:
         return [self._pid] if self._pid else []
+
+    def instances(self) -> dict[str, Instance]:
+        return {link.name: link for link in self._links.values()}
 
     @abc.abstractmethod
     async def _launch(self, fds: tuple[int, int, int]) -> int:
@@ -132,13 +136,15 @@ class TemplateSandbox(abc.ABC):
             raise refusal(verdict, self.revision)
         return verdict
 
-    async def fork(self, name: str, events: InstanceEvents) -> InstanceLink:
+    async def fork(
+        self, name: str, events: InstanceEvents, env: Mapping[str, str] | None = None
+    ) -> InstanceLink:
         if self._control is None or self._closing:
             raise Unavailable("The sandbox is closing.")
         link = InstanceLink(name, events, self._make_pipes(name), tags=self._style == "async")
         try:
             async with asyncio.timeout(_ATTACH_PATIENCE_S):
-                await self._bear(link)
+                await self._bear(link, env)
                 verdict = await asyncio.shield(link.attached)
         except ConnectionError as error:
             link.discard()
@@ -154,7 +160,7 @@ class TemplateSandbox(abc.ABC):
             raise refusal(verdict, self.revision)
         return link
 
-    async def _bear(self, link: InstanceLink) -> None:
+    async def _bear(self, link: InstanceLink, env: Mapping[str, str] | None) -> None:
         """Have the template fork the process, and connect the link to it."""
         assert self._control is not None
         loop = asyncio.get_running_loop()
@@ -163,7 +169,7 @@ class TemplateSandbox(abc.ABC):
         try:
             with theirs:
                 fds = (theirs.fileno(), *(pipe.write_end for pipe in link.pipes))
-                await self._control.send(["fork", link.name], fds)
+                await self._control.send(["fork", link.name, *([dict(env)] if env else ())], fds)
             for pipe in link.pipes:
                 pipe.handed_over()
             await birth.forked

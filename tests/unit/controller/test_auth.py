@@ -206,3 +206,49 @@ def test_a_role_includes_the_lesser_ones(has: str, needs: str, *, may: bool) -> 
     else:
         with pytest.raises(Forbidden, match=f"needs the role '{needs}'; the key has '{has}'"):
             caller.require(needs)
+
+
+CHOSEN = "a-key-that-the-operator-has-chosen"
+
+
+def test_a_chosen_key_is_an_admins(store_path: Path) -> None:
+    with_keys(store_path, lambda keys: keys.adopt("chosen", CHOSEN))
+
+    async def work(keys: Keys) -> Caller:
+        return await keys.caller(f"Bearer {CHOSEN}", None)
+
+    assert with_keys(store_path, work, open_to_all=False) == Caller("admin", "default")
+
+
+def test_a_chosen_key_replaces_the_one_before_and_no_other(store_path: Path) -> None:
+    async def work(keys: Keys) -> tuple[list[str], str]:
+        other = await made(keys)
+        first = await keys.adopt("chosen", CHOSEN)
+        again = await keys.adopt("chosen", CHOSEN)
+        assert first == again
+        await keys.adopt("chosen", CHOSEN[::-1])
+        await keys.caller(other, None)
+        with pytest.raises(Unauthorized):
+            await keys.caller(f"Bearer {CHOSEN}", None)
+        return [key.name for key in await keys.list()], other
+
+    names, _ = with_keys(store_path, work)
+    assert names == ["ci", "chosen"]
+
+
+def test_a_key_with_a_lesser_role_is_not_made_an_admins(store_path: Path) -> None:
+    async def work(keys: Keys) -> None:
+        await keys.adopt("chosen", (await made(keys)).removeprefix("Bearer "))
+
+    with pytest.raises(BadRequest, match="exists already, with the role 'invoke'"):
+        with_keys(store_path, work)
+
+
+@pytest.mark.parametrize("secret", ["short", "x" * 201, "with blanks " * 4, "x" * 32 + "\n"])
+def test_a_chosen_key_that_can_be_guessed_or_not_be_sent_is_refused(
+    store_path: Path, secret: str
+) -> None:
+    with pytest.raises(BadRequest, match="32 to 200 letters") as refused:
+        with_keys(store_path, lambda keys: keys.adopt("chosen", secret))
+
+    assert secret not in refused.value.detail

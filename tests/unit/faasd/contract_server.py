@@ -376,8 +376,10 @@ WORKER = {
     "memory_used_mb": 512.5,
     "memory_budget_mb": 3000,
     "gpus": [],
+    "gpu_fault": "no driver",
     "slots": 2,
     "outstanding": 1,
+    "sandboxes": {"bare": 2, "starting": 0, "claimed": 1},
     "runtimes": [{"name": "python", "state": "up", "memory_mb": 10, "libraries": ["json"]}],
     "functions": [
         {

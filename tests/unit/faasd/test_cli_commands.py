@@ -272,7 +272,11 @@ def test_status_shows_nodes_runtimes_and_functions(
     out, err = capsys.readouterr()
     assert err == f"{server.url} is ready.\n"
     rows = [line.split() for line in out.splitlines()]
-    assert ["node-1", "up", "2", "0", "2", "1", "512.5", "3000.0", "4096.0"] in rows
+    assert [
+        *("node-1", "up", "2", "0", "2", "1", "512.5", "3000.0", "4096.0"),
+        *("2", "bare,", "1", "claimed"),
+    ] in rows
+    assert ["none", "node-1", *"-" * 9, "no", "driver"] in rows
     assert ["python", "node-1", "up", "10.0", "json"] in rows
     assert ["default/echo", "r1", "node-1", "up", "0", "1", "2", "3", "12.5"] in rows
 

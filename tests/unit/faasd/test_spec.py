@@ -20,7 +20,15 @@ from faasd.spec import (
 )
 
 CODE = "a" * 64
-KEYS = [*FunctionSpec.model_fields, "limits", "timeout_s", "min_instances", "body", "base64"]
+KEYS = [
+    *FunctionSpec.model_fields,
+    "limits",
+    "timeout_s",
+    "min_instances",
+    "body",
+    "base64",
+    "port",
+]
 
 scalars = (
     st.none()
@@ -28,7 +36,9 @@ scalars = (
     | st.integers()
     | st.floats()
     | st.text(max_size=30)
-    | st.sampled_from(["echo", "handler:handle", "histogram", "faasd", "\0", "../x", "FAASD_X"])
+    | st.sampled_from(
+        ["echo", "handler:handle", "histogram", "faasd", "http", "\0", "../x", "FAASD_X"]
+    )
 )
 values = st.recursive(
     scalars,
@@ -136,6 +146,10 @@ def test_a_bad_endpoint_name_is_refused_with_what_is_accepted(name: str) -> None
         ("resources", "memory_mb", "lots", "valid integer"),
         ("resources", "gpus", -1, "greater than or equal to 0"),
         ("resources", "gpu_memory_mb", -1, "greater than or equal to 0"),
+        ("resources", "pids", 7, "greater than or equal to 8"),
+        ("resources", "tmp_mb", 0, "greater than or equal to 1"),
+        ("http", "port", 0, "greater than or equal to 1"),
+        ("http", "port", 65_536, "less than or equal to 65535"),
         ("limits", "timeout_s", 0, "greater than 0"),
         ("limits", "timeout_s", 86_401, "less than or equal to 86400"),
         ("limits", "timeout_s", float("inf"), "finite number"),
@@ -172,7 +186,18 @@ def test_a_bad_value_is_refused_with_its_key_itself_and_what_is_accepted(
         ("handler", "a-b:c"),
         ("load", ":load"),
         ("runtime", "Python 3"),
-        ("contract", "lambda"),
+        ("contract", "cobol"),
+        ("image", ""),
+        ("image", "-x:1"),
+        ("image", "a b"),
+        ("command", []),
+        ("command", "serve"),
+        ("command", ["a\0b"]),
+        ("network", ""),
+        ("network", "container:other"),
+        ("network", "host"),
+        ("http", {"path": "predict"}),
+        ("http", {"ready": "/a b"}),
         ("requirements", ""),
         ("artifacts", {"Weights": "model.bin"}),
         ("artifacts", {"weights": ""}),
@@ -213,6 +238,133 @@ def test_batching_and_sharing_together_are_refused() -> None:
     assert "batching.max_size and limits.concurrency cannot both exceed 1" in said
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"image": "registry.example:5000/team/model:v1"},
+        {"image": "model@sha256:" + "0" * 64},
+        {"contract": "openwhisk", "image": "python:3.9-slim"},
+        {"contract": "http", "image": "model:v1", "http": {"port": 80, "ready": "/healthz"}},
+        {"contract": "http", "command": ["python3", "-m", "server"], "requirements": "r.txt"},
+        {"contract": "http", "image": "model:v1", "limits": {"concurrency": 100}},
+        {"contract": "lambda", "image": "model:v1", "command": ["/entry.sh", "app.handle"]},
+        {"network": "internet"},
+        {"network": "models_default"},
+    ],
+)
+def test_a_contract_with_what_it_needs_is_accepted_and_survives_its_forms(
+    keys: dict[str, Any],
+) -> None:
+    spec = validate_spec({"name": "echo", **keys})
+
+    assert validate_spec(json.loads(spec.canonical())) == spec
+    assert validate_spec(spec.model_dump(mode="json")) == spec
+    assert validate_spec(json.loads(spec.model_dump_json(exclude_unset=True))) == spec
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        (
+            {"image": "a:1", "runtime": "python-torch"},
+            "runtime and image exclude each other: an image brings its own libraries",
+        ),
+        (
+            {"image": "a:1", "requirements": "requirements.txt"},
+            (
+                "requirements are installed beside a runtime's packages: with image, put them into the "
+                "image"
+            ),
+        ),
+        ({"command": ["a"]}, 'command needs contract = "http" or contract = "lambda"'),
+        ({"http": {"port": 80}}, '[http] needs contract = "http"'),
+        (
+            {"contract": "lambda", "image": "a:1", "http": {"port": 80}},
+            '[http] needs contract = "http"',
+        ),
+        (
+            {"contract": "openwhisk", "batching": {"max_size": 2}},
+            'batching.max_size above 1 needs contract = "faasd", not contract = "openwhisk"',
+        ),
+        (
+            {"contract": "openwhisk", "limits": {"concurrency": 2}},
+            (
+                'limits.concurrency must be 1 with contract = "openwhisk", which takes one invocation '
+                "at a time"
+            ),
+        ),
+        (
+            {"contract": "lambda", "image": "a:1", "limits": {"concurrency": 2}},
+            (
+                'limits.concurrency must be 1 with contract = "lambda", which takes one invocation at '
+                "a time"
+            ),
+        ),
+        (
+            {"contract": "http"},
+            'contract = "http" needs image, or command to start a program of the code\'s folder',
+        ),
+        (
+            {"contract": "lambda", "image": "a:1", "handler": "app:handle"},
+            (
+                'handler and load are not used with contract = "lambda": name in command what serves '
+                "invocations"
+            ),
+        ),
+        (
+            {"contract": "http", "image": "a:1", "limits": {"max_instances": 2}},
+            (
+                'limits.max_instances must be 1 with contract = "http": each worker runs its program '
+                "once"
+            ),
+        ),
+        (
+            {"contract": "http", "image": "a:1", "env": {"PORT": "1"}},
+            'env.PORT is the platform\'s to say with contract = "http"',
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_contract_is_refused_with_the_reason(
+    keys: dict[str, Any], why: str
+) -> None:
+    assert sentence(**keys) == f"the spec: {why}."
+
+
+def test_the_machines_own_networks_are_not_for_functions() -> None:
+    said = sentence(network="host")
+
+    assert said.startswith("network: 'host' is not for functions; accepted are")
+
+
+def test_defaults_follow_the_contract() -> None:
+    action = validate_spec({"name": "echo", "contract": "openwhisk"})
+    server = validate_spec({"name": "echo", "contract": "http", "command": ["serve"]})
+
+    assert (action.handler, action.limits.max_instances) == ("main:main", 8)
+    assert (server.limits.max_instances, server.http.port) == (1, 8080)
+
+
+def test_a_contract_says_what_must_be_found_in_the_code() -> None:
+    own = validate_spec({"name": "echo", "load": "models:load"})
+    server = validate_spec({"name": "echo", "contract": "http", "command": ["serve"]})
+
+    assert own.attributes == {"handler": "handler:handle", "load": "models:load"}
+    assert (own.relayed, server.relayed, server.attributes) == (False, True, {})
+
+
+def test_a_contract_says_what_its_program_is_told() -> None:
+    own = validate_spec({"name": "echo"})
+    server = validate_spec(
+        {"name": "echo", "contract": "http", "command": ["serve"], "http": {"port": 80}}
+    )
+    runtime = validate_spec({"name": "echo", "contract": "lambda", "image": "a:1"})
+
+    assert own.program_env == {}
+    assert server.program_env == {"PORT": "80"}
+    assert runtime.program_env["AWS_LAMBDA_RUNTIME_API"] == "127.0.0.1:9001"
+    assert runtime.program_env["AWS_LAMBDA_FUNCTION_NAME"] == "echo"
+
+
 @pytest.mark.parametrize("example", [{}, {"body": "x", "base64": "eA=="}])
 def test_an_example_has_one_body(example: dict[str, str]) -> None:
     assert sentence(example=example) == "example: needs either body or base64."
@@ -229,7 +381,7 @@ def test_an_examples_base64_must_be_base64() -> None:
 def test_a_mistyped_key_is_answered_with_the_one_that_was_meant(typo: str, meant: str) -> None:
     said = sentence(**{typo: 1})
 
-    assert f"Unknown key {typo}: accepted here are artifacts, batching, contract" in said
+    assert f"Unknown key {typo}: accepted here are artifacts, batching, command" in said
     assert f"(did you mean {meant}?)" in said
 
 
@@ -245,6 +397,11 @@ def test_a_mistyped_key_of_a_section_is_answered_from_that_section(
     assert f"Unknown key {section}.{typo}: " in said
     assert meant in said
     assert "artifacts" not in said
+
+
+@pytest.mark.parametrize("key", ["function-", "literal", "literal[x]", "function-before[x]"])
+def test_a_key_that_looks_like_the_name_of_a_type_is_refused_as_any_other(key: str) -> None:
+    assert sentence(**{key: 1}).startswith(f"Unknown key {key}: accepted here are artifacts")
 
 
 def test_a_key_like_nothing_is_answered_without_a_guess() -> None:
@@ -329,10 +486,18 @@ def test_a_revision_is_the_same_for_the_same_content() -> None:
     assert len(one) == 12
 
 
+def test_a_revision_that_uses_no_later_key_is_the_one_it_was_before() -> None:
+    assert revision_of(validate_spec({"name": "echo"}), CODE, {}) == "9b8c89585d20"
+
+
 @pytest.mark.parametrize(
     ("raw", "code", "artifacts"),
     [
         ({"name": "echo", "limits": {"queue": 1}}, CODE, {}),
+        ({"name": "echo", "image": "a:1"}, CODE, {}),
+        ({"name": "echo", "network": "internet"}, CODE, {}),
+        ({"name": "echo", "resources": {"pids": 64}}, CODE, {}),
+        ({"name": "echo", "resources": {"tmp_mb": 64}}, CODE, {}),
         ({"name": "echo"}, "b" * 64, {}),
         ({"name": "echo"}, CODE, {"weights": "c" * 64}),
     ],

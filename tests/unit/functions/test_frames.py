@@ -54,8 +54,10 @@ class Seen:
     ) -> None:
         self.events.append(("result", call, status, content_type, headers, exec_ms, body))
 
-    def on_start(self, call: int, status: int, content_type: str) -> None:
-        self.events.append(("start", call, status, content_type))
+    def on_start(
+        self, call: int, status: int, content_type: str, headers: dict[str, str] | None = None
+    ) -> None:
+        self.events.append(("start", call, status, content_type, *([headers] if headers else [])))
 
     def on_chunk(self, call: int, data: bytes) -> None:
         self.events.append(("chunk", call, data))
@@ -192,6 +194,7 @@ def test_the_worker_understands_every_frame_of_an_instance() -> None:
                 stream.write(["chunk", 2, b"{}\n"])
                 stream.write(["end", 2, 3.5])
                 stream.write(["error", 3, {"code": "handler_error"}, 4.5])
+                stream.write(["start", 4, 201, "text/csv", {"vary": "a"}])
 
         return await heard(ours, writing)
 
@@ -204,6 +207,7 @@ def test_the_worker_understands_every_frame_of_an_instance() -> None:
         ("chunk", 2, b"{}\n"),
         ("end", 2, 3.5),
         ("error", 3, {"code": "handler_error"}, 4.5),
+        ("start", 4, 201, "text/csv", {"vary": "a"}),
     ]
     assert detail == describe_status(0)
 

@@ -14,6 +14,7 @@ from faasd.invocation import Invocation, Revision
 from faasd.settings import WorkerSettings, build
 from faasd.spec import validate_spec
 from tests.platform import pack
+from worker.gpus.inventory import GpuInventory
 from worker.node import Node
 from worker.sandbox import Output, Placed
 from worker.sandboxes.fake import FakeSandbox, FakeSandboxes, Handler
@@ -82,11 +83,16 @@ class Held:
                 future.set_result(result)
 
 
-def make_node(folder: Path, sandboxes: FakeSandboxes | None = None, **settings: Any) -> Node:
+def make_node(
+    folder: Path,
+    sandboxes: FakeSandboxes | None = None,
+    inventory: GpuInventory | None = None,
+    **settings: Any,
+) -> Node:
     """A node of that folder; what it runs is not cut short unless the settings say so."""
     chosen = {"id": "n1", "memory_budget_mb": 4096, "cancel_grace_s": 1000, **settings}
     built = build(WorkerSettings, data=folder / "node", runtime="fake", **chosen)
-    return Node(built, sandboxes or FakeSandboxes(), OnDisk(folder / "artifacts"))
+    return Node(built, sandboxes or FakeSandboxes(), OnDisk(folder / "artifacts"), inventory)
 
 
 @contextlib.asynccontextmanager

@@ -17,6 +17,7 @@ import sys
 import tarfile
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from faasd.invocation import WorkerReport
 from faasd.policies.placement import Refusal, Request
 from faasd.spec import Resources
 from tests.loops import in_loop, until
-from tests.platform import Platform, eventually
+from tests.platform import Platform, eventually, refused
 from worker.gpus.desk import GpuDesk
 from worker.gpus.inventory import Gpu, GpuInventory, Health, merge
 from worker.gpus.ledger import GpuLedger, Grant, Mps, engine_refusal
@@ -382,6 +383,98 @@ def test_status_shows_the_gpus(on_stand_in: Platform) -> None:
         *("Stand-in", "16", "ready", "0", "1", "37.0", "2000.0", "0.0", "16000.0", WHOLE, "-")
     ]
     assert part[-4:] == [LARGE_PART, "GPU", "is", "lost"]
+
+
+HOLDER = """
+import os, time
+
+def attach(state, context):
+    return {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")}
+
+def handle(event, context):
+    while event is not None and not os.path.exists(event):
+        time.sleep(0.01)
+    return {**context.state, "device": context.device}
+"""
+ATTACHING = """
+import os, time
+
+def attach(state, context):
+    with open(context.env["STAND_IN_FOLDER"] + "/processes", "w") as told:
+        told.write(f"0 {os.getpid()} 5000\\n")
+    while True:
+        time.sleep(60)
+
+def handle(event, context):
+    return None
+"""
+
+
+def test_who_waits_for_a_gpu_gets_it_when_its_holder_is_idle(on_stand_in: Platform) -> None:
+    # Only the larger part of the board has so much.
+    large = {"gpus": 1, "gpu_memory_mb": 18_000}
+    for name in ("first", "second"):
+        on_stand_in.must_deploy(name, HOLDER, resources=large)
+    gate = str(on_stand_in.folder / "gate")
+
+    def starting() -> list[str]:
+        [seen] = on_stand_in.get("/v1/workers").json()["workers"]
+        assert [one["instances"] for one in seen["gpus"]][::2] == [0, 0]
+        return [one["function"] for one in seen["functions"] if one["starting"]]
+
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(on_stand_in.post, "/invoke/first", gate)
+        assert eventually(lambda: "busy" in states(on_stand_in, "first"))
+        second = threads.submit(on_stand_in.post, "/invoke/second")
+        assert eventually(starting) == ["default/second"]
+        waited = not second.done()
+        Path(gate).touch()
+        answers = [first.result().json(), second.result().json()]
+
+    assert waited
+    assert (
+        answers
+        == [
+            {
+                "CUDA_VISIBLE_DEVICES": LARGE_PART,
+                "NVIDIA_VISIBLE_DEVICES": LARGE_PART,
+                "device": "cuda",
+            }
+        ]
+        * 2
+    )
+    assert states(on_stand_in, "first") == {"template"}
+    assert states(on_stand_in, "second") == {"template", "idle"}
+
+
+def states(platform: Platform, function: str) -> set[str]:
+    """What there is of a function."""
+    [seen] = platform.get("/v1/workers").json()["workers"]
+    [found] = [one for one in seen["functions"] if one["function"] == f"default/{function}"]
+    template = {"template"} if found["template"] == "ready" else set()
+    return template | {state for state in ("starting", "idle", "busy") if found[state]}
+
+
+def test_a_function_that_moves_too_much_to_its_gpu_is_refused(on_stand_in: Platform) -> None:
+    refusal = on_stand_in.deploy(
+        "greedy",
+        ATTACHING,
+        resources={"gpus": 0.25, "gpu_memory_mb": 4096},
+        env={"STAND_IN_FOLDER": str(on_stand_in.folder / "told")},
+    )
+
+    told = refused(refusal, 500, "out_of_memory", "5,000 MB of GPU memory", "gpu_memory_mb = 4096")
+    assert "gpu_memory_mb" in told["remedy"]
+
+
+def test_a_function_without_gpus_sees_none(on_stand_in: Platform) -> None:
+    on_stand_in.must_deploy("plain", HOLDER)
+
+    assert on_stand_in.post("/invoke/plain").json() == {
+        "CUDA_VISIBLE_DEVICES": "",
+        "NVIDIA_VISIBLE_DEVICES": "void",
+        "device": "cpu",
+    }
 
 
 def reading(
@@ -820,7 +913,7 @@ async def test_an_engine_without_a_gpu_driver_says_so_and_leaves_no_container() 
             "Image": f"{name}:latest",
             "Cmd": ["/nothing"],
             "Labels": {"faasd.test": name},
-            "HostConfig": {"DeviceRequests": wanted},
+            "HostConfig": {"DeviceRequests": wanted, "NetworkMode": "none"},
         }
         with pytest.raises(Unavailable) as caught:
             await engine.run(name, config)

@@ -52,7 +52,8 @@ def the_sandbox(sandboxes: FakeSandboxes) -> FakeSandbox:
 
 
 def the_instance(sandboxes: FakeSandboxes) -> FakeInstance:
-    [instance] = the_sandbox(sandboxes).instances
+    [instance] = the_sandbox(sandboxes).instances().values()
+    assert isinstance(instance, FakeInstance)
     return instance
 
 
@@ -146,7 +147,7 @@ async def test_a_burst_on_a_cold_function_opens_one_sandbox_and_what_the_limits_
 
         assert {(await one).start for one in burst} == {StartKind.COLD}
         assert (sandboxes.asked, held.most) == (1, 2)
-        assert len(the_sandbox(sandboxes).instances) == 2
+        assert len(the_sandbox(sandboxes).instances()) == 2
         assert node.report().starts == {"cold": 64}
 
 

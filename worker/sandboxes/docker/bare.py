@@ -12,7 +12,7 @@ from faasd import clock
 from faasd.errors import FaasdError, Unavailable
 from faasd.policies.bare import BarePool
 from faasd.telemetry import get_logger
-from worker.sandboxes.docker.engine import Container, Engine
+from worker.sandboxes.docker.engine import Container, Engine, ended_early
 
 log = get_logger("worker.bare")
 
@@ -45,7 +45,6 @@ class BareSandboxes:
         self._ready: deque[Container] = deque()
         self._waiting: deque[asyncio.Future[Container]] = deque()
         self._making: set[asyncio.Task[None]] = set()
-        self._names: set[str] = set()
         self._pause_s = 0.0
         self._resume_at = 0.0
         self._closed = False
@@ -59,8 +58,8 @@ class BareSandboxes:
         return len(self._making)
 
     def holds(self, container: Container) -> bool:
-        """Whether it is here, or on its way: ready for a claim or being made."""
-        return container.name in self._names or any(one.id == container.id for one in self._ready)
+        """Whether it is here, ready to be claimed."""
+        return any(one.id == container.id for one in self._ready)
 
     def adopt(self, container: Container) -> None:
         """Take over one that a former life of this worker made and nobody used."""
@@ -118,7 +117,6 @@ class BareSandboxes:
         async with self._gate:
             begin = clock.monotonic()
             name, config = self._describe()
-            self._names.add(name)
             try:
                 container = await self._engine.run(name, config)
             except FaasdError as error:
@@ -128,8 +126,10 @@ class BareSandboxes:
                 log.exception("bare.failed")
                 self._failed(Unavailable(f"A sandbox could not be made: {error!r}."))
                 return
-            finally:
-                self._names.discard(name)
+        if not container.running:
+            self._discard(container)
+            self._failed(ended_early(container, str(config["Image"])))
+            return
         self._pause_s = 0.0
         self._policy.started(clock.monotonic() - begin)
         self._offer(container)
@@ -164,6 +164,8 @@ class BareSandboxes:
 
 def alive(container: Container) -> bool:
     """Whether its first process still runs. The zygote server looks again, and closer."""
+    if not container.pid:
+        return False
     try:
         os.kill(container.pid, 0)
     except ProcessLookupError:

@@ -16,6 +16,7 @@ _PERIOD_US = 100_000
 # The kernel takes no less.
 _LEAST_QUOTA_US = 1000
 _MB = 1 << 20
+_DEEPEST = 5
 _CONTROLLERS = ("memory", "cpu", "pids")
 
 
@@ -41,11 +42,11 @@ class Cgroup:
         self._unified = "memory" not in paths
         try:
             if self._unified:
-                folder = root / paths[""].lstrip("/")
+                folder = _folder(root, paths[""])
                 self._folders = dict.fromkeys(_CONTROLLERS, folder)
             else:
                 self._folders = {
-                    name: root / name / paths[name].lstrip("/") for name in _CONTROLLERS
+                    name: _folder(root / name, paths[name]) for name in _CONTROLLERS
                 }
         except KeyError as missing:
             raise OSError(f"the machine has no control group for {missing}") from None
@@ -115,3 +116,18 @@ class Cgroup:
 
     def _write(self, controller: str, name: str, text: str) -> None:
         (self._folders[controller] / name).write_text(text, encoding="ascii")
+
+
+def _folder(mount: Path, path: str) -> Path:
+    """Where a group lies below the mount of its hierarchy. Raises OSError.
+
+    A worker in a container may have a cgroup namespace of its own, and is then told a path that
+    leads up from its own group, which it cannot place. The group's name holds the container's id.
+    """
+    if not path.startswith("/.."):
+        return mount / path.lstrip("/")
+    name = path.rpartition("/")[2]
+    for depth in range(_DEEPEST):
+        for found in mount.glob("*/" * depth + name):
+            return found
+    raise OSError(f"the machine's control group {name} is not to be seen below {mount}")

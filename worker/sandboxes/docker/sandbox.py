@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from worker.instance import InstanceLink
 from worker.output import LONGEST_LINE
 from worker.sandbox import InstanceEvents, Output, Placed
 from worker.sandboxes.docker import containers
+from worker.sandboxes.docker.bare import alive
 from worker.sandboxes.docker.cgroup import Cgroup, Limits
 from worker.sandboxes.docker.engine import Container
 from worker.sandboxes.docker.zygotes import ZygoteServer
@@ -35,6 +36,9 @@ log = get_logger("worker.sandbox")
 
 _SETTLE_S = 0.2
 _FULL = 0.75
+# What of a sandbox's folder is mounted in it.
+_SHOWN = "shown"
+_UNCLEAN_TICKS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,23 +88,22 @@ class ContainerSandbox(TemplateSandbox):
         self._folder = folder
         self._network = network
         self._on_end = ended
+        self.limits: Limits | None = None
+        self.told: Limits | None = None
         self._cgroup: Cgroup | None = None
         self._kills = 0
-        self._following: asyncio.Task[None] | None = None
+        self._unclean = 0
 
-    def follow(self, lines: AsyncIterator[tuple[str, str]]) -> None:
-        """Take what the container's own program prints, (stream, line), as the function's."""
-        self._following = asyncio.get_running_loop().create_task(self._follow(lines))
-
-    async def _follow(self, lines: AsyncIterator[tuple[str, str]]) -> None:
-        with contextlib.suppress(FaasdError):
-            async for stream, line in lines:
-                self._output("program", "", stream, line[:LONGEST_LINE])
+    @property
+    def containers(self) -> tuple[Container, ...]:
+        """All that is its own."""
+        return (self.container,)
 
     async def _launch(self, fds: tuple[int, int, int]) -> int:
         await asyncio.to_thread(self._furnish)
         self._take_hold()
-        return await self._zygote.join(self.name, self._request(self._files.mounts), fds)
+        request = self._request(self._files.mounts)
+        return await self._zygote.join(self._folder.name, request, fds)
 
     def _take_hold(self) -> None:
         """Find the container's cgroup and set its limits. Raises Unavailable."""
@@ -111,11 +114,19 @@ class ContainerSandbox(TemplateSandbox):
         self._limit(instances=0)
 
     def _request(self, mounts: tuple[tuple[str, str], ...], **more: Any) -> dict[str, Any]:
-        """What the zygote server is asked for."""
+        """What the zygote server is asked for, in words that say nothing of the function.
+
+        They stay in its memory, and hence in that of the next function's template.
+        """
+        aliases = []
+        for number, (source, place) in enumerate(mounts):
+            alias = self._folder / str(number)
+            alias.symlink_to(source)
+            aliases.append((str(alias), place))
         return {
             "pid": self.container.pid,
             "container": self.container.id,
-            "mounts": [*mounts, (str(self._folder), containers.SANDBOX)],
+            "mounts": [*aliases, (str(self._folder / _SHOWN), containers.SANDBOX)],
             "user": containers.user_of(self.revision.function),
             "tmp_mb": self.revision.spec.resources.tmp_mb,
             "network": self._network,
@@ -125,31 +136,34 @@ class ContainerSandbox(TemplateSandbox):
 
     def _furnish(self) -> None:
         """Write the template's configuration."""
-        self._folder.mkdir(mode=0o755, exist_ok=True)
+        shown = self._folder / _SHOWN
+        shown.mkdir(mode=0o755, parents=True)
         config = template_config(
             self.revision, self._files.inside, base_env=dict(QUIET), tmp="/tmp"
         )
-        place = self._folder / "sandbox.json"
+        place = shown / "sandbox.json"
         place.write_text(json.dumps(config))
         place.chmod(0o644)
 
-    async def fork(self, name: str, events: InstanceEvents) -> InstanceLink:
+    async def fork(
+        self, name: str, events: InstanceEvents, env: Mapping[str, str] | None = None
+    ) -> InstanceLink:
         self._limit(instances=len(self._links) + len(self._births) + 1)
-        return await super().fork(name, events)
+        return await super().fork(name, events, env)
 
     def _limit(self, *, instances: int) -> None:
         """Room for the template and so many instances."""
         if self._cgroup is None:
             return
         wanted = self.revision.spec.resources
+        limits = Limits(
+            memory_mb=wanted.memory_mb * (1 + instances),
+            cpus=wanted.cpus * max(1, instances),
+            pids=wanted.pids,
+        )
         try:
-            self._cgroup.limit(
-                Limits(
-                    memory_mb=wanted.memory_mb * (1 + instances),
-                    cpus=wanted.cpus * max(1, instances),
-                    pids=wanted.pids,
-                )
-            )
+            self._cgroup.limit(limits)
+            self.limits = limits
         except OSError as error:
             # A lower limit than what is in use is refused; it comes with the next change.
             log.debug("sandbox.limit_refused", sandbox=self.name, error=str(error))
@@ -170,6 +184,24 @@ class ContainerSandbox(TemplateSandbox):
         error = self._out_of_memory(self._cgroup)
         asyncio.get_running_loop().call_later(_SETTLE_S, self._renew_if_full)
         return error
+
+    def tend(self) -> None:
+        """End a sandbox that its template cannot keep clean; called now and then.
+
+        What an ended instance left behind becomes the template's child, and is killed by it; a fork
+        bomb breeds faster than one process can kill.
+        """
+        if self._cgroup is None or not self._pid:
+            return
+        known = {link.pid for link in self._links.values()}
+        left = processes.children_of(self._pid, self._cgroup.pids()) - known
+        if self._births or not left:
+            self._unclean = 0
+            return
+        self._unclean += 1
+        if self._unclean >= _UNCLEAN_TICKS:
+            log.warning("sandbox.overrun", sandbox=self.name, processes=len(left))
+            self._kill()
 
     def _out_of_memory(self, cgroup: Cgroup) -> OutOfMemory:
         with contextlib.suppress(OSError):
@@ -193,11 +225,72 @@ class ContainerSandbox(TemplateSandbox):
     async def _clear(self) -> None:
         # Its memory is free at once, even when the engine does not answer.
         self._kill()
+        self._on_end(self)
+        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+
+class ProgramSandbox(ContainerSandbox):
+    """A program of its own serves invocations, in a second container; the relay is in the first.
+
+    They share the network, and nothing else. The relay is there first: a program may look for the
+    Lambda Runtime API once and never again.
+    """
+
+    def __init__(
+        self,
+        *,
+        begin: Callable[[Container], Awaitable[Container]],
+        lines: Callable[[str], AsyncIterator[tuple[str, str]]],
+        **more: Any,
+    ) -> None:
+        """`begin` starts the program in the network of a container; `lines` is what it prints."""
+        super().__init__(**more)
+        self._begin = begin
+        self._lines = lines
+        self._program_cgroup: Cgroup | None = None
+        self._following: asyncio.Task[None] | None = None
+        self.program: Container | None = None
+
+    @property
+    def containers(self) -> tuple[Container, ...]:
+        return (self.container, *([self.program] if self.program else []))
+
+    def pids(self) -> list[int]:
+        program = self._program_cgroup.pids() if self._program_cgroup is not None else []
+        return [*super().pids(), *program]
+
+    async def _launch(self, fds: tuple[int, int, int]) -> int:
+        pid = await super()._launch(fds)
+        self.program = await self._begin(self.container)
+        with contextlib.suppress(OSError):
+            self._program_cgroup = Cgroup(self.program.pid)
+        lines = self._follow(self._lines(self.program.id))
+        self._following = asyncio.get_running_loop().create_task(lines)
+        return pid
+
+    async def _follow(self, lines: AsyncIterator[tuple[str, str]]) -> None:
+        """Take what the program prints, (stream, line), as the function's."""
+        with contextlib.suppress(FaasdError):
+            async for stream, line in lines:
+                self._output("program", "", stream, line[:LONGEST_LINE])
+
+    def _why(self, status: int | None) -> FaasdError | None:
+        program = self._program_cgroup
+        if program is not None and program.memory_kills() > 0:
+            return self._out_of_memory(program)
+        return super()._why(status)
+
+    def tend(self) -> None:
+        super().tend()
+        if self.program is not None and not alive(self.program):
+            log.warning("program.ended", sandbox=self.name)
+            self._kill()
+
+    async def _clear(self) -> None:
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
-        self._on_end(self)
-        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+        await super()._clear()
 
 
 class InnerSandbox(ContainerSandbox):
@@ -223,7 +316,7 @@ class InnerSandbox(ContainerSandbox):
                 closed=lambda: self._answers.put_nowait(None),
             )
             await self._zygote.join(
-                self.name,
+                self._folder.name,
                 self._request(mounts, exec=command, environment=dict(QUIET)),
                 (theirs.fileno(), *fds[1:]),
             )

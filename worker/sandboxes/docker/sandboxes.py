@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import itertools
 import secrets
 import shutil
 from collections.abc import Callable, Coroutine, Mapping
@@ -20,18 +22,26 @@ from faasd.telemetry import get_logger
 from worker import processes
 from worker.sandbox import Output, Placed
 from worker.sandboxes.docker import containers
-from worker.sandboxes.docker.bare import BareSandboxes
+from worker.sandboxes.docker.bare import BareSandboxes, alive
 from worker.sandboxes.docker.builder import ImageBuilder
-from worker.sandboxes.docker.engine import Container, Engine
+from worker.sandboxes.docker.engine import Container, Engine, ended_early
 from worker.sandboxes.docker.home import Home, copy_runtime, find_home
-from worker.sandboxes.docker.sandbox import ContainerSandbox, Files, InnerSandbox
+from worker.sandboxes.docker.sandbox import (
+    ContainerSandbox,
+    Files,
+    InnerSandbox,
+    ProgramSandbox,
+)
 from worker.sandboxes.docker.zygotes import ZygoteServer
 from worker.sandboxes.template import no_runtime
 from worker.zygote import find_runtimes, images_folder
 
 log = get_logger("worker.docker")
 
+# The runtime whose zygote becomes the relay beside a program.
+_RELAYS = "python"
 _TEND_EVERY_S = 1.0
+_SWEEP_EVERY = 10
 # The engine notices the end of a container a moment after its processes are gone.
 _EXIT_PATIENCE_S = 1.0
 _PATH = "/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -58,6 +68,7 @@ class DockerSandboxes:
         self._bare: dict[str, BareSandboxes] = {}
         self._sandboxes: dict[str, ContainerSandbox] = {}
         self._opening = 0
+        self._strays: set[str] = set()
         self._leaving: dict[str, str] = {}
         self._memory_mb: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -128,22 +139,23 @@ class DockerSandboxes:
     ) -> ContainerSandbox:
         spec = revision.spec
         await self.check(spec)
-        zygote = self._zygote(spec.runtime)
-        pooled = spec.image is None and not spec.relayed and spec.network == "none"
-        pool = self._pool(spec.runtime) if pooled else None
+        # A program's own container comes later; the relay beside it needs a runtime with Python.
+        runtime = _RELAYS if spec.relayed else spec.runtime
+        zygote = self._zygote(runtime)
+        pooled = spec.network == "none" and (spec.image is None or spec.relayed)
+        pool = self._pool(runtime) if pooled else None
         ready = zygote.state == "ready" and pool is not None and pool.ready
         begin = clock.monotonic()
         self._opening += 1
         name = f"{revision.function.rpartition('/')[2]}-{revision.id}-{secrets.token_hex(3)}"
-        files = Files.of(placed)
         try:
             await zygote.ensure()
             libraries = clock.monotonic()
-            container = await (pool.claim() if pool else self._make(name, revision, files))
+            container = await (pool.claim() if pool else self._make(name, revision))
         finally:
             self._opening -= 1
-        kinds = {"runtime": self._runtime_code} if spec.image and not spec.relayed else {}
-        sandbox = self._sandboxes[name] = (InnerSandbox if kinds else ContainerSandbox)(
+        kind, more = self._kind(revision, name, placed)
+        sandbox = self._sandboxes[name] = kind(
             name=name,
             revision=revision,
             died=died,
@@ -151,16 +163,15 @@ class DockerSandboxes:
             output_bytes=self._settings.log_request_kb * 1024,
             zygote=zygote,
             container=container,
-            files=files,
-            folder=self._folder / "sandboxes" / name,
+            files=Files.of(placed),
+            # A name that says nothing: the zygote is told it, and so are its other children.
+            folder=self._folder / "sandboxes" / secrets.token_hex(12),
             network=_kind_of_network(spec.network),
             ended=self._on_ended,
-            **kinds,
+            **more,
         )
         try:
             self._note_use(container)
-            if spec.relayed:
-                sandbox.follow(self._engine.lines(container.id))
             await sandbox.start(StartKind.POOLED if ready else StartKind.COLD, begin, libraries)
         except BaseException as error:
             ended = await self._ended_by_itself(sandbox, error)
@@ -170,29 +181,57 @@ class DockerSandboxes:
             raise
         return sandbox
 
-    async def _make(self, name: str, revision: Revision, files: Files) -> Container:
-        """A container for one revision: of an image of its own, or with a network."""
+    def _kind(
+        self, revision: Revision, name: str, placed: Placed
+    ) -> tuple[type[ContainerSandbox], dict[str, Any]]:
+        """The class for a revision's sandboxes, and what it is made with beside the usual."""
+        if revision.spec.relayed:
+            files = Files.of(placed)
+            return ProgramSandbox, {
+                "begin": lambda relay: self._begin(name, revision, files, relay),
+                "lines": self._engine.lines,
+            }
+        if revision.spec.image is not None:
+            return InnerSandbox, {"runtime": self._runtime_code}
+        return ContainerSandbox, {}
+
+    async def _make(self, name: str, revision: Revision) -> Container:
+        """A bare container for one revision: of an image of its own, or with a network."""
         spec = revision.spec
         network = await self._network(spec.network)
-        labels = self._home.labels(
-            "sandbox", runtime=spec.runtime, function=revision.function, revision=revision.id
-        )
-        image = spec.image or self._reference(spec.runtime)
-        if spec.relayed:
-            config = containers.program(
-                image,
-                labels,
-                revision,
-                network=network,
-                binds=[f"{self._home.host_path(Path(a))}:{b}:ro" for a, b in files.mounts],
-                environment=_program_environment(spec, files),
-            )
-        elif spec.image is not None:
-            config = containers.bare_python(image, labels, network=network)
+        if spec.image is not None and not spec.relayed:
+            config = containers.bare_python(spec.image, self._labels(revision), network=network)
         else:
-            config = containers.bare(image, labels, network=network)
+            runtime = _RELAYS if spec.relayed else spec.runtime
+            config = containers.bare(
+                self._reference(runtime), self._labels(revision), network=network
+            )
         async with self._gate:
             return await self._engine.run(f"faasd-{self._home.identity}-{name}", config)
+
+    async def _begin(
+        self, name: str, revision: Revision, files: Files, relay: Container
+    ) -> Container:
+        """Start a revision's own program, in the network of the container where its relay is."""
+        spec = revision.spec
+        config = containers.program(
+            spec.image or self._reference(spec.runtime),
+            self._labels(revision),
+            revision,
+            network=f"container:{relay.id}",
+            binds=[f"{self._home.host_path(Path(a))}:{b}:ro" for a, b in files.mounts],
+            environment=_program_environment(spec, files),
+        )
+        async with self._gate:
+            return await self._engine.run(f"faasd-{self._home.identity}-{name}-program", config)
+
+    def _labels(self, revision: Revision) -> dict[str, str]:
+        return self._home.labels(
+            "sandbox",
+            runtime=revision.spec.runtime,
+            function=revision.function,
+            revision=revision.id,
+        )
 
     async def _network(self, name: str) -> str:
         """The engine's name of a network that a function asks for."""
@@ -200,23 +239,27 @@ class DockerSandboxes:
 
     async def _ended_by_itself(
         self, sandbox: ContainerSandbox, error: BaseException
-    ) -> DeployFailed | None:
-        """Why a program's sandbox could not be started, when the program itself ended."""
-        spec = sandbox.revision.spec
-        if not spec.relayed or not isinstance(error, FaasdError):
+    ) -> FaasdError | None:
+        """Why a sandbox could not be started, when the container's own program ended."""
+        spec, container = sandbox.revision.spec, sandbox.containers[-1]
+        if not isinstance(error, FaasdError) or alive(container):
             return None
         with contextlib.suppress(Unavailable, TimeoutError):
-            status = await self._engine.wait(sandbox.container.id, _EXIT_PATIENCE_S)
+            status = await self._engine.wait(container.id, _EXIT_PATIENCE_S)
+            if not spec.relayed:
+                image = spec.image or self._reference(spec.runtime)
+                return ended_early(dataclasses.replace(container, exit_code=status), image)
             what = f"of the image {spec.image}" if spec.image else " ".join(spec.command or ())
             return DeployFailed(
                 f"The program {what[:200]} ended with status {status} before it was ready.",
-                traceback=await self._engine.output(sandbox.container.id),
+                traceback=await self._engine.output(container.id),
             )
         return None
 
     def _on_ended(self, sandbox: ContainerSandbox) -> None:
         self._sandboxes.pop(sandbox.name, None)
-        self._discard(sandbox.container)
+        for container in sandbox.containers:
+            self._discard(container)
 
     def runtimes(self) -> list[RuntimeReport]:
         return [
@@ -303,11 +346,54 @@ class DockerSandboxes:
             await self._zygote(runtime).ensure()
 
     async def _tend(self) -> None:
-        while True:
+        for number in itertools.count(1):
             await asyncio.sleep(_TEND_EVERY_S)
             for pool in self._bare.values():
                 pool.tend()
             await self._clear()
+            if number % _SWEEP_EVERY == 0:
+                await _quietly(self._sweep())
+            sandboxes = list(self._sandboxes.values())
+            await asyncio.gather(*(_quietly(self._look_after(one)) for one in sandboxes))
+
+    async def _sweep(self) -> None:
+        """Remove what nobody knows of: an engine that stalled, or died, may have made it since."""
+        found = await self._engine.containers({"faasd.home": self._home.identity})
+        held = {one.id for sandbox in self._sandboxes.values() for one in sandbox.containers}
+        strays = {
+            container.id
+            for container in found
+            if container.labels.get("faasd.role") in ("bare", "sandbox")
+            and container.id not in held
+            and not self._engine.is_making(container.name)
+            and not any(pool.holds(container) for pool in self._bare.values())
+        }
+        for container in found:
+            # Seen twice: what is on its way from the pool to a sandbox is nobody's for a moment.
+            if container.id in strays & self._strays:
+                log.warning("docker.stray", container=container.name)
+                self._discard(container)
+        self._strays = strays
+
+    async def _look_after(self, sandbox: ContainerSandbox) -> None:
+        sandbox.tend()
+        await self._tell(sandbox)
+
+    async def _tell(self, sandbox: ContainerSandbox) -> None:
+        """Let the engine know limits that were written past it: it may write its own again."""
+        limits = sandbox.limits
+        if limits is None or limits == sandbox.told:
+            return
+        try:
+            await self._engine.update(
+                sandbox.container.id,
+                memory_mb=limits.memory_mb,
+                cpus=limits.cpus,
+                pids=limits.pids,
+            )
+            sandbox.told = limits
+        except Unavailable as error:
+            log.debug("docker.update_failed", sandbox=sandbox.name, detail=error.detail)
 
     def _discard(self, container: Container) -> None:
         """Remove a container when the engine can: soon, and for certain."""

@@ -12,15 +12,18 @@ from typing import Any
 from faasd.errors import DeployFailed, FaasdError, Unavailable
 from faasd.telemetry import get_logger
 from worker.control import ControlSocket
-from worker.sandboxes.docker.engine import Container, Engine
+from worker.sandboxes.docker.engine import Container, Engine, ended_early
 from worker.sandboxes.docker.home import Home
 from worker.zygote import ONE_THREAD, QUIET, RuntimeImage
 
 log = get_logger("worker.zygote")
 
-# Joining namespaces (SYS_ADMIN, SYS_PTRACE, SYS_CHROOT), becoming another user and giving up what
-# it may (SETUID, SETGID, SETPCAP).
-CAPABILITIES = ("SYS_ADMIN", "SYS_PTRACE", "SYS_CHROOT", "SETUID", "SETGID", "SETPCAP")
+# Joining namespaces (SYS_ADMIN, SYS_PTRACE, SYS_CHROOT), filtering a sandbox's packets (NET_ADMIN),
+# becoming another user and giving up what it may (SETUID, SETGID, SETPCAP).
+CAPABILITIES = (
+    *("SYS_ADMIN", "SYS_PTRACE", "SYS_CHROOT", "NET_ADMIN"),
+    *("SETUID", "SETGID", "SETPCAP"),
+)
 _RUN, _RUNTIME = "/faasd/run", "/faasd/runtime"
 _CONNECT_PATIENCE_S = 30.0
 _CONNECT_PAUSE_S = 0.02
@@ -64,13 +67,26 @@ class ZygoteServer:
 
     async def join(self, name: str, request: dict[str, Any], fds: tuple[int, int, int]) -> int:
         """A template in the sandbox that `request` names: its process id. Raises Unavailable."""
+        return await self._ask("join", name, request, fds)
+
+    async def fence(self, container: Container, network: str) -> None:
+        """Close to a container what its network does not lead to, before anything runs there.
+
+        `network` is its kind: "internet" or "named". Raises Unavailable.
+        """
+        request = {"pid": container.pid, "container": container.id, "network": network}
+        await self._ask("fence", container.name, request, ())
+
+    async def _ask(
+        self, kind: str, name: str, request: dict[str, Any], fds: tuple[int, ...]
+    ) -> int:
         await self.ensure()
         if self._control is None:
             raise Unavailable(f"The zygote of runtime {self.image.name} ended.")
         joined: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._joins[name] = joined
         try:
-            await self._control.send(["join", name, request], fds)
+            await self._control.send([kind, name, request], fds)
             return await joined
         except ConnectionError:
             raise Unavailable(
@@ -149,7 +165,9 @@ class ZygoteServer:
                         sock.connect(path)
                     except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
                         seen = await self._engine.inspect(container.id)
-                        if seen is None or not seen.running:
+                        if seen is not None and not seen.running:
+                            raise ended_early(seen, self._reference) from None
+                        if seen is None:
                             raise Unavailable(
                                 f"The zygote server of runtime {self.image.name} did not start."
                             ) from None
@@ -170,10 +188,8 @@ class ZygoteServer:
         home = self._home
         return {
             "Image": self._reference,
-            "Cmd": [
-                *("python3", "-I", "-X", "faulthandler", _RUNTIME),
-                *("--listen", f"{_RUN}/{self.image.name}.sock"),
-            ],
+            "Entrypoint": ["python3", "-I", "-X", "faulthandler", _RUNTIME],
+            "Cmd": ["--listen", f"{_RUN}/{self.image.name}.sock"],
             "User": "0:0",
             # Its children can see the environment it was started with: nothing else may be in it.
             "Env": [f"{name}={value}" for name, value in (ONE_THREAD | QUIET).items()],
@@ -210,11 +226,11 @@ class ZygoteServer:
                     traceback=packet[2],
                 )
             )
-        elif kind in ("forked", "failed") and packet[1] in self._joins:
+        elif kind in ("forked", "fenced", "failed") and packet[1] in self._joins:
             joined = self._joins[packet[1]]
             if joined.done():
                 return
-            if kind == "forked":
+            if kind != "failed":
                 joined.set_result(packet[2])
             else:
                 told = f"The node could not start a process in the sandbox: {packet[2]}."
