@@ -41,11 +41,11 @@ def _device(gpu: GpuReport) -> Device:
 
 
 def _has(report: WorkerReport) -> str:
-    told = ", ".join(_describe(gpu) for gpu in report.gpus) or f"none ({report.gpu_fault})"
+    told = " and ".join(_describe(gpu) for gpu in report.gpus) or f"none ({report.gpu_fault})"
     return f"worker {report.id} has {told}"
 
 
 def _describe(gpu: GpuReport) -> str:
     name = f"{gpu.label} ({gpu.name})" if gpu.name else gpu.label
     memory = f" with {megabytes(gpu.memory_mb)}" if gpu.memory_mb else ""
-    return name + memory + (f" out of service ({gpu.fault})" if gpu.fault else "")
+    return name + memory + (f", out of service ({gpu.fault})" if gpu.fault else "")

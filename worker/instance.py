@@ -28,11 +28,21 @@ class InstanceLink(asyncio.Protocol):
     """One instance process. Owns its data socket and output pipes; the template is its parent."""
 
     def __init__(
-        self, name: str, events: InstanceEvents, pipes: tuple[OutputPipe, ...], *, tags: bool
+        self,
+        name: str,
+        events: InstanceEvents,
+        pipes: tuple[OutputPipe, ...],
+        *,
+        tags: bool,
+        largest: int = MAX_FRAME,
     ) -> None:
-        """`tags`: the process marks its output itself, since it serves several calls at once."""
+        """`tags`: the process marks its output itself, since it serves several calls at once.
+        `largest` is the size of the largest frame that it may send.
+        """
         self.name = name
         self.pid = 0
+        self._pidfd = -1
+        self._largest = largest
         self.attached: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._events = events
         self.pipes = pipes
@@ -50,6 +60,20 @@ class InstanceLink(asyncio.Protocol):
 
     def pids(self) -> list[int]:
         return [self.pid] if self.pid else []
+
+    def born(self, pid: int) -> None:
+        """The process, held: its template need not tell of its end, and its number may be reused."""
+        self._let_go()
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                self._pidfd = os.pidfd_open(pid)
+                self.pid = pid
+
+    def _let_go(self) -> None:
+        self.pid = 0
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
 
     def call(self, calls: Sequence[Call]) -> None:
         if self._transport is None or self._lost:
@@ -108,6 +132,7 @@ class InstanceLink(asyncio.Protocol):
         """Give up an instance that did not come to serve: nobody will hear of it."""
         self._closed = True
         self.kill()
+        self._let_go()
         if self._transport is not None:
             self._transport.abort()
         for pipe in self.pipes:
@@ -117,7 +142,7 @@ class InstanceLink(asyncio.Protocol):
         """The template collected the process; `why` is the reason where it is known."""
         self._status = status
         self._why = why
-        self.pid = 0
+        self._let_go()
         if self._lost:
             self._finish()
 
@@ -158,6 +183,7 @@ class InstanceLink(asyncio.Protocol):
         if self._closed:
             return
         self._closed = True
+        self._let_go()
         for pipe in self.pipes:
             pipe.close()
         detail = self._fault or "ended"
@@ -173,7 +199,7 @@ class InstanceLink(asyncio.Protocol):
         start = 0
         while len(buffer) - start >= 4:
             (length,) = _LENGTH.unpack_from(buffer, start)
-            if length > MAX_FRAME:
+            if length > self._largest:
                 raise ValueError("frame too large")
             end = start + 4 + length
             if len(buffer) < end:
@@ -229,6 +255,6 @@ class InstanceLink(asyncio.Protocol):
             self._transport.abort()
 
     def _signal(self, number: int) -> None:
-        if self.pid:
+        if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+                signal.pidfd_send_signal(self._pidfd, number)

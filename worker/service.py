@@ -416,15 +416,12 @@ class RevisionService:
                 if env is None:
                     return
                 asked = clock.monotonic()
-            handle = await sandbox.fork(name, running, *([env] if env else []))
+            handle = await sandbox.fork(name, running, env)
         except FaasdError as error:
             self._fork_failed(running, error)
         except Exception as error:  # the boundary of a start, as in _open
             log.exception("instance.fork_failed", revision=self.revision.key)
             self._fork_failed(running, InternalError(f"Starting an instance failed: {error!r}."))
-        except asyncio.CancelledError:
-            self._give_back(running)
-            raise
         else:
             now = clock.monotonic()
             running.handle = handle
@@ -441,13 +438,11 @@ class RevisionService:
         error = running.fault or error
         self._running.pop(running.number, None)
         self._last_failure = error
-        ours = isinstance(error, DeployFailed | OutOfMemory)
-        final = final or ours or isinstance(error, HandlerError)
+        final = final or isinstance(error, DeployFailed | HandlerError)
         self.pool.instance_failed(running.number, clock.monotonic(), final=final)
         self._give_back(running)
         if self.pool.failing:
-            told = ours or (final and isinstance(error, Unavailable))
-            self._template_verdict(error if told else DeployFailed(error.detail))
+            self._template_verdict(_refusal(error, final=final))
         self._step()
 
     async def _gpus(
@@ -464,8 +459,8 @@ class RevisionService:
             if self._belongs_elsewhere(desk, sandbox):
                 self._move(running)
             else:
-                # It has waited already: who waits for it is told.
-                self._fork_failed(running, error, final=True)
+                # It has waited already: who waits for it is told, unless another sandbox follows.
+                self._fork_failed(running, error, final=sandbox is self._sandbox)
             return None
         return grant.env
 
@@ -748,3 +743,10 @@ def _fate(pending: Pending, running: Running, end: Exit, *, alone: bool) -> Faas
         return InstanceDied(f"The instance {end.detail} while it served the invocation.")
     # An error of its own: what the call cost stands in it.
     return from_problem(shared.to_problem())
+
+
+def _refusal(error: FaasdError, *, final: bool) -> FaasdError:
+    """What a deploy is told of an instance that did not start; `final` when it is not tried again."""
+    if isinstance(error, DeployFailed | OutOfMemory) or (final and isinstance(error, Unavailable)):
+        return error
+    return DeployFailed(error.detail, remedy=error.remedy if final else None)

@@ -14,7 +14,9 @@ def up(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address of the HTTP API.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of everything that must last.")] = None,
-    runtime: Annotated[str | None, typer.Option(help="Kind of sandboxes: process or docker.")] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="Kind of sandboxes: process or docker.")
+    ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Run the whole platform here: controller and one worker, until interrupted."""

@@ -16,7 +16,9 @@ def worker(
     controller: Annotated[str | None, typer.Option(help="HOST:PORT where it listens.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of caches and sandboxes.")] = None,
     node_id: Annotated[str | None, typer.Option("--id", help="Name of the node.")] = None,
-    runtime: Annotated[str | None, typer.Option(help="Kind of sandboxes: process or docker.")] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="Kind of sandboxes: process or docker.")
+    ] = None,
     slots: Annotated[int | None, typer.Option(help="Instances it is meant for.")] = None,
     memory_mb: Annotated[
         float | None, typer.Option(help="Memory that functions may use together.")

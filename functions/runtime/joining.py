@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.machinery
 import os
 import resource
 import signal
@@ -30,10 +31,13 @@ _CAP_AMBIENT_CLEAR_ALL = 4
 _CAPABILITY_VERSION_3 = 0x20080522
 _EINVAL = 22
 _CGROUPS = "/sys/fs/cgroup"
+_LIMITING = {"cpu", "devices", "memory", "pids"}
 _LEAST_ID = 1000
 _BLOCKS_PER_MB = 256
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_finders: list[Any] = []
+_OF_THE_INTERPRETER = (importlib.machinery.BuiltinImporter, importlib.machinery.FrozenImporter)
 
 
 class Refused(Exception):
@@ -84,7 +88,10 @@ class Target:
 
 
 def cgroup_folders(lines: list[str]) -> list[str]:
-    """Where the groups that /proc/PID/cgroup names lie; version 2 has one, version 1 one each."""
+    """Where the groups that /proc/PID/cgroup names lie; version 2 has one, version 1 one each.
+
+    Raises Refused where one that limits a sandbox cannot be found: it is not entered without.
+    """
     mounted = set(os.listdir(_CGROUPS))
     folders = []
     for line in lines:
@@ -95,8 +102,15 @@ def cgroup_folders(lines: list[str]) -> list[str]:
                 folders.append(_CGROUPS + path)
             elif "unified" in mounted:
                 folders.append(_CGROUPS + "/unified" + path)
-        elif name in mounted:
-            folders.append(f"{_CGROUPS}/{name}{path}")
+            continue
+        # Controllers may share a folder, be it under another order of their names.
+        found = mounted.intersection((name, *name.split(",")))
+        if found:
+            folders.append(f"{_CGROUPS}/{max(found, key=len)}{path}")
+        elif _LIMITING.intersection(name.split(",")):
+            raise Refused(f"the control group of {name} is not mounted in {_CGROUPS}")
+    if not folders:
+        raise Refused(f"there is no control group of the container in {_CGROUPS}")
     return folders
 
 
@@ -182,6 +196,9 @@ def enter(
     for fd in target.cgroups:
         os.write(fd, b"0")
     namespaces = _CLONE_NEWNS | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS | _CLONE_NEWCGROUP
+    # The container's files are not ours: nothing of them may be imported while this may do anything.
+    _finders[:] = sys.meta_path
+    sys.meta_path[:] = [finder for finder in _finders if finder in _OF_THE_INTERPRETER]
     _setns(target.pidfd, namespaces)
     os.umask(0o022)
     for fd, place in mounts:
@@ -214,6 +231,7 @@ def confine(program: bytes) -> None:
     seccomp.load(program)
     # Other processes of the same user could otherwise read its memory and environment.
     _prctl(_PR_SET_DUMPABLE, 0)
+    sys.meta_path[:] = _finders
 
 
 def _drop_privileges(user: int) -> None:

@@ -489,6 +489,16 @@ def writes_to_sockets(text: str) -> str:
     return "done"
 
 
+def writes_endlessly() -> str:
+    """A frame that claims to be large, and goes on."""
+    piece = bytes(_BLOCK)
+    for sock in _sockets():
+        sock.sendall(struct.pack(">I", (1 << 30) - 1))
+        while True:
+            sock.sendall(piece)
+    return "done"
+
+
 def sends_descriptors(count: int) -> str:
     """Open files over every socket that was inherited, with a frame that means nothing."""
     fds = [os.open("/dev/null", os.O_RDONLY) for _ in range(count)]

@@ -161,6 +161,20 @@ def test_a_function_sees_its_own_processes_and_two_of_the_engine(mallory: Tenant
     )
 
 
+def test_an_image_of_the_users_has_no_process_of_root(mallory: Tenant) -> None:
+    """What such an image calls Python is not ours, and is started before anything else."""
+    image = "faasd-runtime-python:latest"
+    mallory.must_deploy_hostile("imaged", image=image)
+    own = mallory.attack("status", function="imaged")
+
+    seen = mallory.attack("processes", function="imaged")
+
+    assert {text.split()[0] for text in seen.values()} == {own["Uid"].split()[0]}
+    assert (own["CapBnd"], own["NoNewPrivs"], own["Seccomp"]) == ("0" * 16, "1", "2")
+    wanted = {name: number_of(call) for name, call in seccomp.DENIED.items()}
+    assert undone(mallory.attack("calls", wanted, function="imaged"), "EPERM") == {}
+
+
 def test_a_function_signals_nothing_but_its_own_processes(mallory: Tenant) -> None:
     own = mallory.attack("who")
 

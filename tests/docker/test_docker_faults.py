@@ -117,7 +117,7 @@ def test_killing_the_zygote_server_ends_nothing_that_runs(platform: DockerPlatfo
 
     with ThreadPoolExecutor(1) as caller:
         under_way = caller.submit(platform.post, "/invoke/stays", {"sleep_s": 1.0})
-        assert eventually(lambda: _busy(platform, "stays") == 1)
+        assert eventually(lambda: busy(platform, "stays") == 1)
         os.kill(pid_of(killed), signal.SIGKILL)
         platform.must_deploy("next", WHO)
 
@@ -128,9 +128,10 @@ def test_killing_the_zygote_server_ends_nothing_that_runs(platform: DockerPlatfo
     assert killed["Id"] not in containers(platform, "zygote")
 
 
-def _busy(platform: DockerPlatform, name: str) -> int:
+def busy(platform: DockerPlatform, name: str) -> int:
+    """How many instances of a function are at work."""
     functions = platform.get("/v1/workers").json()["workers"][0]["functions"]
-    return next(one["busy"] for one in functions if one["function"] == f"default/{name}")
+    return sum(int(one["busy"]) for one in functions if one["function"] == f"default/{name}")
 
 
 def test_a_template_that_outlived_its_zygote_server_is_forked_and_ended_as_ever(
@@ -168,6 +169,16 @@ def test_a_stalled_zygote_server_delays_starts_and_nothing_else(platform: Docker
             assert waits.result().status == 201
     finally:
         os.kill(stalled, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("after", [0, 1, 3], ids=lambda count: f"when it has made {count}")
+def test_a_worker_ended_while_it_makes_sandboxes_leaves_none(
+    tmp_path: Path, runtime_images: dict[str, str], after: int
+) -> None:
+    """What the engine was asked for a moment ago is waited for, and removed."""
+    del runtime_images
+    with DockerPlatform(tmp_path, env={"FAASD_WORKER_BARE_LEAST": "6"}) as platform:
+        assert eventually(lambda: len(containers(platform)) >= after)
 
 
 def test_a_killed_worker_goes_on_with_what_nobody_used(
@@ -366,7 +377,15 @@ class SecondEngine:
         with (self._folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    *("dockerd", "--host", self.host, "--data-root", str(self.data)),
+                    *(
+                        "unshare",
+                        "--net",
+                        "dockerd",
+                        "--host",
+                        self.host,
+                        "--data-root",
+                        str(self.data),
+                    ),
                     *("--exec-root", str(self.run), "--pidfile", str(self._folder / "docker.pid")),
                     *("--bridge", "none", "--iptables=false", "--ip-forward=false"),
                     *("--ip-masq=false", "--cgroup-parent", f"/{self.cgroups}", *options),
@@ -417,8 +436,8 @@ class SecondEngine:
         return [*root.glob(self.cgroups), *root.glob(f"*/{self.cgroups}")]
 
     def network_namespaces(self) -> list[str]:
-        folder = self.run / "netns"
-        return sorted(path.name for path in folder.glob("*"))
+        """Those that are alive; the engine removes the empty files of others once a minute."""
+        return [line for line in self.mounts() if f"{self.run}/netns/" in line]
 
     def close(self) -> None:
         if self.process is not None:
@@ -513,7 +532,7 @@ def settled(platform: DockerPlatform) -> bool:
 def test_an_engine_that_stalls_loses_no_request_and_leaves_nothing(
     second: SecondEngine, on_second: DockerPlatform
 ) -> None:
-    """What it was asked for while it hung, and does once it goes on, is cleared away."""
+    """What is warm is served; what has to be started fails in time, and works again."""
     platform = on_second
     platform.must_deploy("warm", BUSY, limits={"max_instances": 2}, scaling={"min_instances": 1})
     platform.must_deploy("cold", BUSY, scaling={"keep_alive": 0.0})
@@ -533,6 +552,35 @@ def test_an_engine_that_stalls_loses_no_request_and_leaves_nothing(
     assert set(warm.outcomes) == {"ok"}, warm.outcomes
     assert set(cold.outcomes) <= {"ok", "unavailable"}, cold.outcomes
     assert settled(platform), containers(platform)
+
+
+@pytest.mark.parametrize("then", ["goes on", "ends"])
+def test_a_sandbox_that_the_engine_makes_too_late_is_removed(
+    second: SecondEngine, on_second: DockerPlatform, then: str
+) -> None:
+    """It was asked for while the engine hung, and given up on: nobody knows of it."""
+    platform = on_second
+    platform.must_deploy("warm", BUSY, scaling={"min_instances": 1})
+    (ready,) = eventually(lambda: containers(platform) - used(platform))
+    process = int(docker("inspect", "--format", "{{.State.Pid}}", ready))
+
+    with second.stalled():
+        os.kill(process, signal.SIGKILL)
+        assert eventually(lambda: gave_up_making(platform))
+    assert eventually(never_started)
+
+    if then == "goes on":
+        assert eventually(lambda: not never_started())
+        assert settled(platform), containers(platform)
+
+
+def gave_up_making(platform: DockerPlatform) -> bool:
+    told = [one for one in platform.log if one["event"] == "bare.failed"]
+    return any("did not answer" in one["detail"] and "creating" in one["detail"] for one in told)
+
+
+def never_started() -> str:
+    return docker("container", "ls", "--all", "--quiet", "--filter=status=created")
 
 
 def test_two_hundred_sandboxes_leave_nothing_behind(

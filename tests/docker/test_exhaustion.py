@@ -214,6 +214,20 @@ def test_garbage_on_the_data_socket_ends_that_instance_alone(mallory: Tenant) ->
     assert mallory.attack("who")["template"] == template
 
 
+def test_a_frame_larger_than_the_functions_memory_is_not_taken_in(
+    mallory: Tenant, platform: DockerPlatform
+) -> None:
+    assert platform.process is not None
+    status = Path(f"/proc/{platform.process.pid}/status")
+
+    answer = mallory.attempt("writes_endlessly")
+
+    assert answer.status == 502, answer.body
+    (peak,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+    assert int(peak.split()[1]) < 512 << 10
+    assert eventually(lambda: answers(mallory))
+
+
 def test_descriptors_sent_to_the_worker_are_not_taken(
     mallory: Tenant, platform: DockerPlatform
 ) -> None:

@@ -9,7 +9,6 @@ pools and its queues run as they are; starts take the time they are told to.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import inspect
 import json
@@ -137,11 +136,15 @@ class FakeSandbox:
             raise Unavailable("The sandbox ended.")
         handler = self.owner.handlers.get(self._name, _echo)
         instance = self._instances[name] = FakeInstance(self, name, events, handler, env or {})
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(self.owner.fork_s):
-                await instance.dead.wait()
-                raise Unavailable("The instance ended before it was attached.")
-        return instance
+                await instance.gone.wait()
+        except TimeoutError:
+            return instance
+        except asyncio.CancelledError:
+            instance.discard()
+            raise
+        raise Unavailable("The instance ended before it was attached.")
 
     def instances(self) -> dict[str, Instance]:
         return dict(self._instances)
@@ -180,13 +183,14 @@ class FakeInstance:
         self.name = name
         self.env = dict(env)
         self.processes: list[int] = []
-        self.dead = asyncio.Event()
+        self.gone = asyncio.Event()
         self._sandbox = sandbox
         self._events = events
         self._handler = handler
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._read = asyncio.Event()
         self._read.set()
+        self._dead = False
 
     def call(self, calls: Sequence[Call]) -> None:
         for call, _meta, body in calls:
@@ -200,13 +204,22 @@ class FakeInstance:
             task.cancel()
 
     def kill(self) -> None:
-        if self.dead.is_set():
+        if self._dead:
             return
-        self.dead.set()
+        self._dead = True
         for task in self._calls.values():
             task.cancel()
         self._sandbox.ended(self.name)
-        asyncio.get_running_loop().call_soon(self._events.on_closed, Exit("was killed by signal 9"))
+        asyncio.get_running_loop().call_soon(self._closed)
+
+    def discard(self) -> None:
+        """End one that did not come to serve: nobody will hear of it."""
+        self._dead = True
+        self._sandbox.ended(self.name)
+
+    def _closed(self) -> None:
+        self._events.on_closed(Exit("was killed by signal 9"))
+        self.gone.set()
 
     def pause(self) -> None:
         self._read.clear()
@@ -237,7 +250,7 @@ class FakeInstance:
             told = {"code": "unserialisable_result", "message": f"The result: {error}."}
             self._failed(call, told, begin)
             return
-        if not self.dead.is_set():
+        if not self._dead:
             self._events.on_result(call, 200, kind, {}, _since_ms(begin), reply)
 
     async def _stream(self, call: int, chunks: AsyncGenerator[bytes, None], begin: float) -> None:
@@ -245,19 +258,19 @@ class FakeInstance:
             self._events.on_start(call, 200, "application/octet-stream")
             async for chunk in chunks:
                 await self._read.wait()
-                if self.dead.is_set():
+                if self._dead:
                     return
                 self._events.on_chunk(call, chunk)
-        if not self.dead.is_set():
+        if not self._dead:
             self._events.on_end(call, _since_ms(begin))
 
     def _failed(self, call: int, problem: dict[str, Any], begin: float) -> None:
-        if not self.dead.is_set():
+        if not self._dead:
             self._events.on_error(call, problem, _since_ms(begin))
 
     def _served(self, call: int, task: asyncio.Task[None]) -> None:
         self._calls.pop(call, None)
-        if task.cancelled() and not self.dead.is_set():
+        if task.cancelled() and not self._dead:
             told = {"code": "cancelled", "message": "The caller went away."}
             self._events.on_error(call, told, 0.0)
 

@@ -21,7 +21,7 @@ from faasd.errors import DeployFailed, FaasdError, OutOfMemory, Unavailable
 from faasd.invocation import Revision, StartKind
 from faasd.telemetry import get_logger
 from worker.control import ControlSocket, control_pair
-from worker.instance import InstanceLink
+from worker.instance import MAX_FRAME, InstanceLink
 from worker.output import OutputPipe
 from worker.sandbox import Instance, InstanceEvents, Opened, Output, Placed, Span
 
@@ -141,7 +141,14 @@ class TemplateSandbox(abc.ABC):
     ) -> InstanceLink:
         if self._control is None or self._closing:
             raise Unavailable("The sandbox is closing.")
-        link = InstanceLink(name, events, self._make_pipes(name), tags=self._style == "async")
+        link = InstanceLink(
+            name,
+            events,
+            self._make_pipes(name),
+            tags=self._style == "async",
+            # Nobody can return more than they may hold.
+            largest=min(MAX_FRAME, self.revision.spec.resources.memory_mb << 20),
+        )
         try:
             async with asyncio.timeout(_ATTACH_PATIENCE_S):
                 await self._bear(link, env)
@@ -216,7 +223,7 @@ class TemplateSandbox(abc.ABC):
         elif kind == "forked":
             birth = self._births.get(packet[1])
             if birth is not None and not birth.forked.done():
-                birth.link.pid = self._outside(packet[2])
+                birth.link.born(self._outside(packet[2]))
                 self._links[packet[2]] = birth.link
                 birth.forked.set_result(packet[2])
         elif kind == "failed":

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 
 from controller.links import Progress
 from controller.workers import Member, Workers
-from faasd.errors import NotFound, Unavailable
+from faasd.errors import DeployFailed, NotFound, Unavailable
 from faasd.invocation import (
     FunctionReport,
+    GpuReport,
     Invocation,
     LogLine,
     Reply,
@@ -20,7 +22,7 @@ from faasd.invocation import (
     WorkerReport,
 )
 from faasd.policies.routing import LeastOutstanding
-from faasd.spec import validate_spec
+from faasd.spec import Resources, validate_spec
 
 KEY = "default/echo@r1"
 
@@ -32,10 +34,15 @@ class NearWorker:
         self.worker_id = worker_id
         self.slots = slots
         self.functions: list[FunctionReport] = []
+        self.gpus: list[GpuReport] = []
         self.minimums: dict[str, int] = {}
 
     def report(self) -> WorkerReport:
-        return WorkerReport(self.worker_id, 2, 1.0, 1.0, 0.0, self.slots, [], [], self.functions)
+        return WorkerReport(
+            *(self.worker_id, 2, 1.0, 1.0, 0.0, self.slots),
+            *(self.gpus, [], self.functions),
+            gpu_fault="" if self.gpus else "no driver",
+        )
 
     def register(self, revision: Revision) -> None:
         self.minimums[revision.key] = revision.min_instances
@@ -55,6 +62,11 @@ class NearWorker:
     def holds(self, *, idle: int = 0, busy: int = 0, template: str = "ready") -> None:
         self.functions = [FunctionReport("default/echo", "r1", template, 0, idle, busy, 0, 0.0)]
 
+    def has_gpu(self, memory_mb: float, *, fault: str = "") -> None:
+        health = "lost" if fault else "ready"
+        counts = (0.0, 0.0, 0.0, 0, None, None)
+        self.gpus = [GpuReport("GPU-1", "gpu0", "Model", "", health, fault, memory_mb, *counts)]
+
 
 @contextlib.contextmanager
 def under_way(member: Member, key: str) -> Iterator[None]:
@@ -63,8 +75,8 @@ def under_way(member: Member, key: str) -> Iterator[None]:
     member.end(key)
 
 
-def revision(identity: str = "r1", *, minimum: int = 0) -> Revision:
-    spec = validate_spec({"name": "echo"})
+def revision(identity: str = "r1", *, minimum: int = 0, **keys: Any) -> Revision:
+    spec = validate_spec({"name": "echo", **keys})
     return Revision("default/echo", identity, spec, "a" * 64, {}, min_instances=minimum)
 
 
@@ -295,3 +307,74 @@ def test_workers_are_described_with_their_status_and_load(workers: Workers) -> N
         [described] = workers.describe()
 
     assert (described["id"], described["status"], described["outstanding"]) == ("a", "draining", 1)
+
+
+def test_a_function_that_needs_a_gpu_goes_to_a_worker_that_has_one(workers: Workers) -> None:
+    without, small, large = (NearWorker(name) for name in "abc")
+    small.has_gpu(8_000)
+    large.has_gpu(16_000)
+    for link in (without, small, large):
+        workers.join(link)
+
+    chosen = [
+        workers.choose(KEY, resources).link
+        for resources in (Resources(), Resources(gpus=1), Resources(gpus=1, gpu_memory_mb=9_000))
+    ]
+
+    assert chosen == [without, small, large]
+
+
+def test_without_such_a_gpu_the_error_says_what_the_cluster_has(workers: Workers) -> None:
+    small, broken, without = (NearWorker(name) for name in "abc")
+    small.has_gpu(8_000)
+    broken.has_gpu(16_000, fault="GPU is lost")
+    for link in (small, broken, without):
+        workers.join(link)
+
+    with pytest.raises(Unavailable) as refused:
+        workers.choose(KEY, Resources(gpus=1, gpu_memory_mb=9_000))
+    with pytest.raises(DeployFailed) as refused_deploy:
+        workers.choose(KEY, Resources(gpus=1, gpu_memory_mb=9_000), refuse=DeployFailed)
+
+    assert refused.value.detail == (
+        "The function needs 1 GPU with 9,000 MB; worker a has gpu0 (Model) with 8,000 MB; "
+        "worker b has gpu0 (Model) with 16,000 MB, out of service (GPU is lost); "
+        "worker c has none (no driver)."
+    )
+    assert (refused.value.retry_after_s, refused_deploy.value.retry_after_s) == (5.0, None)
+    assert "gpus = 0" in refused_deploy.value.remedy
+
+
+def test_what_makes_no_sense_of_gpus_is_left_to_a_worker_to_say(workers: Workers) -> None:
+    first = workers.join(NearWorker("a"))
+    workers.join(NearWorker("b"))
+
+    assert workers.choose(KEY, Resources(gpus=1.5)) is first
+
+
+def test_the_only_worker_says_itself_why_it_has_no_such_gpu(workers: Workers) -> None:
+    member = workers.join(NearWorker("a"))
+
+    assert workers.choose(KEY, Resources(gpus=1)) is member
+
+
+def test_a_minimum_that_needs_a_gpu_is_kept_where_there_is_one(workers: Workers) -> None:
+    without, having = NearWorker("a"), NearWorker("b")
+    having.has_gpu(16_000)
+    for link in (without, having):
+        workers.join(link)
+
+    workers.activate(revision(minimum=1, resources={"gpus": 1}))
+
+    assert (without.minimums[KEY], having.minimums[KEY]) == (0, 1)
+
+
+def test_a_minimum_that_needs_a_gpu_is_tried_somewhere_when_there_is_none(
+    workers: Workers,
+) -> None:
+    link = NearWorker("a")
+    workers.join(link)
+
+    workers.activate(revision(minimum=1, resources={"gpus": 1}))
+
+    assert link.minimums[KEY] == 1

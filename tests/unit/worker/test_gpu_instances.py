@@ -101,11 +101,14 @@ def revision(name: str, **spec: Any) -> Revision:
 
 @contextlib.asynccontextmanager
 async def machine(
-    folder: Path, *labels: str, sandboxes: FakeSandboxes | None = None
+    folder: Path,
+    *labels: str,
+    sandboxes: FakeSandboxes | None = None,
+    interval_s: float = 0.01,
 ) -> AsyncIterator[Machine]:
     devices, sandboxes = Devices(*labels), sandboxes or FakeSandboxes()
     inventory = GpuInventory(devices)
-    settings: dict[str, Any] = {"inventory": inventory, "memory_interval_s": 0.01}
+    settings: dict[str, Any] = {"inventory": inventory, "memory_interval_s": interval_s}
     async with nodes.running(folder, sandboxes, **settings) as node:
         yield Machine(node, devices, sandboxes)
 
@@ -139,7 +142,8 @@ async def test_a_function_without_gpus_is_told_nothing_and_waits_for_nothing(
 @in_loop
 async def test_an_idle_instance_makes_room_for_one_that_waits(tmp_path: Path) -> None:
     held = Held()
-    async with machine(tmp_path, "gpu0", sandboxes=FakeSandboxes({"first": held})) as one:
+    sandboxes = FakeSandboxes({"first": held})
+    async with machine(tmp_path, "gpu0", sandboxes=sandboxes, interval_s=3600) as one:
         one.register("first")
         one.register("second")
         first = one.ask("first")
@@ -229,6 +233,7 @@ async def test_an_instance_that_attaches_to_what_it_was_not_given_is_refused(
 
         assert isinstance(error, DeployFailed)
         assert error.detail == "The function used gpu1 (Model), which it was not given."
+        assert "CUDA_VISIBLE_DEVICES" in error.remedy
 
 
 @in_loop

@@ -746,6 +746,44 @@ def test_a_busy_instance_is_never_stopped_for_its_age() -> None:
     assert pool.decide(10_000.0) == []
 
 
+def test_instances_beyond_the_minimum_are_spare_the_longest_idle_first() -> None:
+    pool = warmed(cold(min_instances=1), instances=3)
+    for call in (1, 2, 3):
+        pool.arrive(call, 1.0)
+    pool.decide(1.0)
+    for call, end in ((1, 30.0), (2, 10.0)):
+        pool.finished(call, end)
+
+    assert pool.spare() == [(10.0, 2), (30.0, 1)]
+
+    pool.finished(3, 20.0)
+    assert pool.spare() == [(10.0, 2), (20.0, 3)]
+    pool.retire()
+    assert len(pool.spare()) == 3
+
+
+def test_an_instance_that_waits_for_a_fuller_batch_is_not_spare() -> None:
+    pool = warmed(cold(batch=4, batch_wait_s=5.0))
+    pool.arrive(1, 1.0)
+
+    assert pool.decide(1.0) == []
+    assert pool.spare() == []
+
+
+def test_a_sandbox_that_was_given_up_is_followed_by_another_at_once() -> None:
+    pool = opened(cold())
+    pool.arrive(1, 1.0)
+    assert pool.decide(1.0) == [Fork(1)]
+
+    pool.sandbox_closed()
+    pool.instance_failed(1, 1.0, final=False)
+
+    assert not pool.failing
+    assert pool.decide(1.0) == [OpenSandbox()]
+    pool.sandbox_ready(StartKind.COLD, 2.0)
+    assert pool.decide(2.0) == [Fork(2)]
+
+
 def test_the_longest_idle_instances_are_stopped_down_to_the_minimum() -> None:
     pool = warmed(cold(keep_alive_s=60.0, min_instances=1), instances=3)
     for call in (1, 2, 3):

@@ -45,9 +45,7 @@ class Cgroup:
                 folder = _folder(root, paths[""])
                 self._folders = dict.fromkeys(_CONTROLLERS, folder)
             else:
-                self._folders = {
-                    name: _folder(root / name, paths[name]) for name in _CONTROLLERS
-                }
+                self._folders = {name: _folder(root / name, paths[name]) for name in _CONTROLLERS}
         except KeyError as missing:
             raise OSError(f"the machine has no control group for {missing}") from None
 

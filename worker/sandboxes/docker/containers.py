@@ -33,9 +33,16 @@ def bare(image: str, labels: Mapping[str, str], *, network: str = "none") -> dic
     return _confined(image, labels, network) | {"Entrypoint": _PAUSE, "Cmd": []}
 
 
-def bare_python(image: str, labels: Mapping[str, str], *, network: str) -> dict[str, Any]:
+def bare_python(
+    image: str, labels: Mapping[str, str], *, user: int, network: str
+) -> dict[str, Any]:
     """The same of an image that was not made for this, of which only Python is known."""
-    return _confined(image, labels, network) | {"Entrypoint": _PAUSE_IN_PYTHON, "Cmd": []}
+    # What it calls Python is its maker's program: never root's, whose limits the machine needs.
+    return _confined(image, labels, network) | {
+        "Entrypoint": _PAUSE_IN_PYTHON,
+        "Cmd": [],
+        "User": f"{user}:{user}",
+    }
 
 
 def program(
@@ -73,6 +80,8 @@ def _confined(image: str, labels: Mapping[str, str], network: str) -> dict[str, 
         "User": "0:0",
         "Env": [],
         "Labels": dict(labels),
+        # The engine would run an image's own outside of the filter of system calls.
+        "Healthcheck": {"Test": ["NONE"]},
         "HostConfig": {
             "Init": True,
             "NetworkMode": network,

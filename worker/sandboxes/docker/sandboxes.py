@@ -21,7 +21,7 @@ from faasd.spec import FunctionSpec
 from faasd.telemetry import get_logger
 from worker import processes
 from worker.sandbox import Output, Placed
-from worker.sandboxes.docker import containers
+from worker.sandboxes.docker import containers, networks
 from worker.sandboxes.docker.bare import BareSandboxes, alive
 from worker.sandboxes.docker.builder import ImageBuilder
 from worker.sandboxes.docker.engine import Container, Engine, ended_early
@@ -41,7 +41,7 @@ log = get_logger("worker.docker")
 # The runtime whose zygote becomes the relay beside a program.
 _RELAYS = "python"
 _TEND_EVERY_S = 1.0
-_SWEEP_EVERY = 10
+_SWEEP_EVERY = 5
 # The engine notices the end of a container a moment after its processes are gone.
 _EXIT_PATIENCE_S = 1.0
 _PATH = "/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -55,6 +55,8 @@ class DockerSandboxes:
         self._folder = settings.data.resolve()
         self._images = find_runtimes(images_folder())
         self._engine = Engine(timeout_s=settings.docker_timeout_s)
+        self._networks = networks.Networks(self._engine, settings.allowed_networks)
+        self._holders: dict[str, Container] = {}
         self._gate = asyncio.Semaphore(settings.docker_parallel)
         self._known_home: Home | None = None
         self._runtime_code = Path()
@@ -133,6 +135,7 @@ class DockerSandboxes:
         await self._engine.image(self._reference(spec.runtime))
         if spec.image is not None:
             await self._engine.image(spec.image)
+        await self._networks.check(spec.network)
 
     async def open(
         self, revision: Revision, placed: Placed, *, died: Callable[[], None], output: Output
@@ -166,7 +169,7 @@ class DockerSandboxes:
             files=Files.of(placed),
             # A name that says nothing: the zygote is told it, and so are its other children.
             folder=self._folder / "sandboxes" / secrets.token_hex(12),
-            network=_kind_of_network(spec.network),
+            network=networks.kind(spec.network),
             ended=self._on_ended,
             **more,
         )
@@ -197,17 +200,34 @@ class DockerSandboxes:
 
     async def _make(self, name: str, revision: Revision) -> Container:
         """A bare container for one revision: of an image of its own, or with a network."""
-        spec = revision.spec
-        network = await self._network(spec.network)
-        if spec.image is not None and not spec.relayed:
-            config = containers.bare_python(spec.image, self._labels(revision), network=network)
-        else:
-            runtime = _RELAYS if spec.relayed else spec.runtime
-            config = containers.bare(
-                self._reference(runtime), self._labels(revision), network=network
-            )
+        spec, labels = revision.spec, self._labels(revision)
+        network = await self._networks.ensure(self._home, spec.network)
+        runtime = _RELAYS if spec.relayed else spec.runtime
+        bare = containers.bare(self._reference(runtime), labels, network=network)
+        name = f"faasd-{self._home.identity}-{name}"
+        if spec.image is None or spec.relayed:
+            async with self._gate:
+                return await self._engine.run(name, bare)
+        user = containers.user_of(revision.function)
+        if network == "none":
+            config = containers.bare_python(spec.image, labels, user=user, network=network)
+            async with self._gate:
+                return await self._engine.run(name, config)
+        # What the image calls Python runs at once, before a zygote could fence it in.
+        kind = networks.kind(spec.network)
         async with self._gate:
-            return await self._engine.run(f"faasd-{self._home.identity}-{name}", config)
+            holder = await networks.hold(
+                self._engine, self._zygote(runtime), f"{name}-network", bare, kind
+            )
+            within = f"container:{holder.id}"
+            config = containers.bare_python(spec.image, labels, user=user, network=within)
+            try:
+                container = await self._engine.run(name, config)
+            except BaseException:
+                self._discard(holder)
+                raise
+        self._holders[container.id] = holder
+        return container
 
     async def _begin(
         self, name: str, revision: Revision, files: Files, relay: Container
@@ -233,10 +253,6 @@ class DockerSandboxes:
             revision=revision.id,
         )
 
-    async def _network(self, name: str) -> str:
-        """The engine's name of a network that a function asks for."""
-        return name
-
     async def _ended_by_itself(
         self, sandbox: ContainerSandbox, error: BaseException
     ) -> FaasdError | None:
@@ -260,6 +276,8 @@ class DockerSandboxes:
         self._sandboxes.pop(sandbox.name, None)
         for container in sandbox.containers:
             self._discard(container)
+        if sandbox.container.id in self._holders:
+            self._discard(self._holders.pop(sandbox.container.id))
 
     def runtimes(self) -> list[RuntimeReport]:
         return [
@@ -294,7 +312,13 @@ class DockerSandboxes:
         await asyncio.gather(*(pool.aclose() for pool in self._bare.values()))
         await asyncio.gather(*(sandbox.aclose() for sandbox in list(self._sandboxes.values())))
         await asyncio.gather(*(zygote.aclose() for zygote in self._zygotes.values()))
+        if self._known_home is not None:
+            with contextlib.suppress(Unavailable):
+                mine = await self._engine.containers({"faasd.home": self._known_home.identity})
+                self._leaving |= {container.id: container.name for container in mine}
         await self._clear()
+        if self._known_home is not None:
+            await self._networks.remove(self._known_home)
         if self._leaving:
             log.warning("docker.left_behind", containers=len(self._leaving))
         await self._engine.aclose()
@@ -360,6 +384,7 @@ class DockerSandboxes:
         """Remove what nobody knows of: an engine that stalled, or died, may have made it since."""
         found = await self._engine.containers({"faasd.home": self._home.identity})
         held = {one.id for sandbox in self._sandboxes.values() for one in sandbox.containers}
+        held |= {holder.id for holder in self._holders.values()}
         strays = {
             container.id
             for container in found
@@ -437,10 +462,6 @@ async def _quietly(work: Coroutine[Any, Any, None]) -> None:
         log.warning("docker.failed", code=error.code, detail=error.detail)
     except Exception:  # the boundary of background work: the next round tries again
         log.exception("docker.failed")
-
-
-def _kind_of_network(name: str) -> str:
-    return name if name in ("none", "internet") else "named"
 
 
 def _program_environment(spec: FunctionSpec, files: Files) -> dict[str, str]:
