@@ -21,6 +21,7 @@ from faasd.invocation import Revision
 from faasd.telemetry import get_logger
 from worker import processes
 from worker.control import ControlSocket, control_pair
+from worker.gpus.ledger import Grant
 from worker.instance import InstanceLink
 from worker.output import LONGEST_LINE
 from worker.sandbox import InstanceEvents, Output, Placed
@@ -76,6 +77,7 @@ class ContainerSandbox(TemplateSandbox):
         files: Files,
         folder: Path,
         network: str,
+        grant: Grant | None,
         ended: Callable[[ContainerSandbox], None],
     ) -> None:
         """`folder` is this sandbox's own on the node; `network` "none", "internet" or "named"."""
@@ -87,6 +89,8 @@ class ContainerSandbox(TemplateSandbox):
         self._files = files
         self._folder = folder
         self._network = network
+        self._environment = grant.env if grant is not None else {}
+        self.devices = grant.devices if grant is not None else None
         self._on_end = ended
         self.limits: Limits | None = None
         self.told: Limits | None = None
@@ -139,7 +143,10 @@ class ContainerSandbox(TemplateSandbox):
         shown = self._folder / _SHOWN
         shown.mkdir(mode=0o755, parents=True)
         config = template_config(
-            self.revision, self._files.inside, base_env=dict(QUIET), tmp="/tmp"
+            self.revision,
+            self._files.inside,
+            base_env=QUIET | self._environment,
+            tmp="/tmp",
         )
         place = shown / "sandbox.json"
         place.write_text(json.dumps(config))

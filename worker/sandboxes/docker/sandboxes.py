@@ -20,6 +20,7 @@ from faasd.settings import WorkerSettings
 from faasd.spec import FunctionSpec
 from faasd.telemetry import get_logger
 from worker import processes
+from worker.gpus.ledger import GpuLedger, Grant, engine_refusal, needs_gpu
 from worker.sandbox import Output, Placed
 from worker.sandboxes.docker import containers, networks
 from worker.sandboxes.docker.bare import BareSandboxes, alive
@@ -57,6 +58,7 @@ class DockerSandboxes:
         self._engine = Engine(timeout_s=settings.docker_timeout_s)
         self._networks = networks.Networks(self._engine, settings.allowed_networks)
         self._holders: dict[str, Container] = {}
+        self._gpus = GpuLedger()
         self._gate = asyncio.Semaphore(settings.docker_parallel)
         self._known_home: Home | None = None
         self._runtime_code = Path()
@@ -145,7 +147,12 @@ class DockerSandboxes:
         # A program's own container comes later; the relay beside it needs a runtime with Python.
         runtime = _RELAYS if spec.relayed else spec.runtime
         zygote = self._zygote(runtime)
-        pooled = spec.network == "none" and (spec.image is None or spec.relayed)
+        grant = self._devices(spec)
+        pooled = (
+            spec.network == "none"
+            and (spec.image is None or spec.relayed)
+            and (grant is None or spec.relayed)
+        )
         pool = self._pool(runtime) if pooled else None
         ready = zygote.state == "ready" and pool is not None and pool.ready
         begin = clock.monotonic()
@@ -154,10 +161,10 @@ class DockerSandboxes:
         try:
             await zygote.ensure()
             libraries = clock.monotonic()
-            container = await (pool.claim() if pool else self._make(name, revision))
+            container = await (pool.claim() if pool else self._make(name, revision, grant))
         finally:
             self._opening -= 1
-        kind, more = self._kind(revision, name, placed)
+        kind, more = self._kind(revision, name, placed, grant)
         sandbox = self._sandboxes[name] = kind(
             name=name,
             revision=revision,
@@ -170,6 +177,7 @@ class DockerSandboxes:
             # A name that says nothing: the zygote is told it, and so are its other children.
             folder=self._folder / "sandboxes" / secrets.token_hex(12),
             network=networks.kind(spec.network),
+            grant=grant,
             ended=self._on_ended,
             **more,
         )
@@ -184,21 +192,36 @@ class DockerSandboxes:
             raise
         return sandbox
 
+    def use_gpus(self, ledger: GpuLedger) -> None:
+        self._gpus = ledger
+
+    def _devices(self, spec: FunctionSpec) -> Grant | None:
+        """The GPUs that a sandbox is made with, since it cannot be given others later.
+
+        Raises Unavailable when there is no room for any now.
+        """
+        if not needs_gpu(spec.resources):
+            return None
+        found = self._gpus.sandbox(spec.resources, spec.limits.max_instances)
+        if isinstance(found, Grant):
+            return found
+        raise Unavailable(found.detail)
+
     def _kind(
-        self, revision: Revision, name: str, placed: Placed
+        self, revision: Revision, name: str, placed: Placed, grant: Grant | None
     ) -> tuple[type[ContainerSandbox], dict[str, Any]]:
         """The class for a revision's sandboxes, and what it is made with beside the usual."""
         if revision.spec.relayed:
             files = Files.of(placed)
             return ProgramSandbox, {
-                "begin": lambda relay: self._begin(name, revision, files, relay),
+                "begin": lambda relay: self._begin(name, revision, files, relay, grant),
                 "lines": self._engine.lines,
             }
         if revision.spec.image is not None:
             return InnerSandbox, {"runtime": self._runtime_code}
         return ContainerSandbox, {}
 
-    async def _make(self, name: str, revision: Revision) -> Container:
+    async def _make(self, name: str, revision: Revision, grant: Grant | None) -> Container:
         """A bare container for one revision: of an image of its own, or with a network."""
         spec, labels = revision.spec, self._labels(revision)
         network = await self._networks.ensure(self._home, spec.network)
@@ -206,31 +229,45 @@ class DockerSandboxes:
         bare = containers.bare(self._reference(runtime), labels, network=network)
         name = f"faasd-{self._home.identity}-{name}"
         if spec.image is None or spec.relayed:
-            async with self._gate:
-                return await self._engine.run(name, bare)
+            return await self._run(name, bare, None if spec.relayed else grant)
         user = containers.user_of(revision.function)
         if network == "none":
             config = containers.bare_python(spec.image, labels, user=user, network=network)
-            async with self._gate:
-                return await self._engine.run(name, config)
+            return await self._run(name, config, grant)
         # What the image calls Python runs at once, before a zygote could fence it in.
         kind = networks.kind(spec.network)
         async with self._gate:
             holder = await networks.hold(
                 self._engine, self._zygote(runtime), f"{name}-network", bare, kind
             )
-            within = f"container:{holder.id}"
-            config = containers.bare_python(spec.image, labels, user=user, network=within)
-            try:
-                container = await self._engine.run(name, config)
-            except BaseException:
-                self._discard(holder)
-                raise
+        within = f"container:{holder.id}"
+        config = containers.bare_python(spec.image, labels, user=user, network=within)
+        try:
+            container = await self._run(name, config, grant)
+        except BaseException:
+            self._discard(holder)
+            raise
         self._holders[container.id] = holder
         return container
 
+    async def _run(self, name: str, config: dict[str, Any], grant: Grant | None) -> Container:
+        """Make a container, with the GPUs of a grant. Raises FaasdError."""
+        if grant is not None:
+            config["HostConfig"]["DeviceRequests"] = grant.device_requests
+            config["Env"] += [f"{key}={value}" for key, value in grant.env.items()]
+        async with self._gate:
+            try:
+                return await self._engine.run(name, config)
+            except FaasdError as error:
+                raise engine_refusal(error) from None
+
     async def _begin(
-        self, name: str, revision: Revision, files: Files, relay: Container
+        self,
+        name: str,
+        revision: Revision,
+        files: Files,
+        relay: Container,
+        grant: Grant | None,
     ) -> Container:
         """Start a revision's own program, in the network of the container where its relay is."""
         spec = revision.spec
@@ -242,8 +279,7 @@ class DockerSandboxes:
             binds=[f"{self._home.host_path(Path(a))}:{b}:ro" for a, b in files.mounts],
             environment=_program_environment(spec, files),
         )
-        async with self._gate:
-            return await self._engine.run(f"faasd-{self._home.identity}-{name}-program", config)
+        return await self._run(f"faasd-{self._home.identity}-{name}-program", config, grant)
 
     def _labels(self, revision: Revision) -> dict[str, str]:
         return self._home.labels(
