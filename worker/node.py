@@ -70,7 +70,7 @@ class Node:
         self._inventory = inventory or GpuInventory()
         self._gpus = GpuLedger()
         self._desk = GpuDesk(self._gpus, idle=self._spare_on_gpus, end=self._end_spare)
-        getattr(sandboxes, "use_gpus", lambda _ledger: None)(self._gpus)
+        sandboxes.use_gpus(self._gpus)
         self._cpus = len(os.sched_getaffinity(0))
         self._budget_mb = settings.memory_budget_mb or 0.0
         self._used_mb = 0.0

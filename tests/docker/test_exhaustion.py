@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docker.engine import DockerPlatform, running
+from tests.docker.engine import DockerPlatform, docker
 from tests.docker.tenant import HOSTILE, Tenant
 from tests.platform import Answer, eventually, refused
 
@@ -44,12 +44,12 @@ def mallory(platform: DockerPlatform, bystander: Tenant) -> Iterator[Tenant]:
 
 
 def used(platform: DockerPlatform) -> set[str]:
-    """The containers that hold a function's template, by its name."""
-    return {
-        container["Id"]
-        for container in running(node=platform.node, role="bare")
-        if (platform.data / "worker" / "zygotes" / f"{container['Id']}.used").exists()
-    }
+    """The containers that hold a function's template."""
+    return {path.stem for path in (platform.data / "worker" / "zygotes").glob("*.used")}
+
+
+def is_there(container: str) -> bool:
+    return bool(docker("container", "ls", "--all", "--quiet", f"--filter=id={container}").strip())
 
 
 def answers(tenant: Tenant) -> bool:
@@ -180,7 +180,20 @@ def test_nothing_of_a_removed_function_runs_on(platform: DockerPlatform, bystand
 
     assert tenant.request("DELETE", "/v1/functions/mallory").status in (200, 204)
 
-    assert eventually(lambda: container not in {c["Id"] for c in running(node=platform.node)})
+    assert eventually(lambda: not is_there(container))
+
+
+def test_a_process_that_load_started_is_no_leftover(mallory: Tenant) -> None:
+    mallory.must_deploy_hostile("helped", env={"AT_LOAD": "leaves_daemon"})
+    first = mallory.attack("who", function="helped")
+
+    mallory.attempt("ends", 3, function="helped")
+    assert eventually(lambda: mallory.attempt("nothing", function="helped").status == 200)
+
+    second = mallory.attack("who", function="helped")
+    assert second["pid"] != first["pid"]
+    assert second["template"] == first["template"]
+    assert len(mallory.attack("processes", function="helped")) == 5
 
 
 def test_killing_everything_in_reach_ends_the_sandbox_which_is_replaced(mallory: Tenant) -> None:

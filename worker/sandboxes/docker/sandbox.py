@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from faasd.errors import DeployFailed, FaasdError, OutOfMemory, Unavailable
-from faasd.invocation import Revision
+from faasd.invocation import Revision, StartKind
 from faasd.telemetry import get_logger
 from worker import processes
 from worker.control import ControlSocket, control_pair
@@ -97,11 +97,18 @@ class ContainerSandbox(TemplateSandbox):
         self._cgroup: Cgroup | None = None
         self._kills = 0
         self._unclean = 0
+        self._helpers: set[int] = set()
 
     @property
     def containers(self) -> tuple[Container, ...]:
         """All that is its own."""
         return (self.container,)
+
+    async def start(self, kind: StartKind, begin: float, libraries: float) -> None:
+        await super().start(kind, begin, libraries)
+        if self._cgroup is not None:
+            # What import and load() started is the function's own, and stays.
+            self._helpers = processes.children_of(self._pid, self._cgroup.pids())
 
     async def _launch(self, fds: tuple[int, int, int]) -> int:
         await asyncio.to_thread(self._furnish)
@@ -201,7 +208,7 @@ class ContainerSandbox(TemplateSandbox):
         if self._cgroup is None or not self._pid:
             return
         known = {link.pid for link in self._links.values()}
-        left = processes.children_of(self._pid, self._cgroup.pids()) - known
+        left = processes.children_of(self._pid, self._cgroup.pids()) - known - self._helpers
         if self._births or not left:
             self._unclean = 0
             return
