@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import threading
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -469,6 +470,31 @@ def sandboxes(platform: DockerPlatform) -> dict[str, int]:
     used = len(list((platform.data / "worker" / "zygotes").glob("*.used")))
     found = [one for one in platform.left() if one.labels["faasd.role"] == "bare"]
     return {"bare": len(found) - used, "claimed": used}
+
+
+def test_requirements_are_there_to_be_imported(
+    tmp_path: Path, runtime_images: dict[str, str]
+) -> None:
+    del runtime_images
+    links = tmp_path / "links"
+    links.mkdir(mode=0o755)
+    with zipfile.ZipFile(links / "tinyfish-1.0-py3-none-any.whl", "w") as wheel:
+        info = "tinyfish-1.0.dist-info"
+        wheel.writestr("tinyfish.py", "SAYS = 'blub'\n")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tinyfish\nVersion: 1.0\n")
+        tags = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        wheel.writestr(f"{info}/WHEEL", tags)
+        wheel.writestr(f"{info}/RECORD", "")
+    files: dict[str, str | bytes] = {
+        "handler.py": "import tinyfish\ndef handle(event, context):\n    return tinyfish.SAYS\n",
+        "requirements.txt": "tinyfish==1.0\n",
+    }
+    with DockerPlatform(
+        tmp_path, env={"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(links)}
+    ) as platform:
+        platform.must_deploy("fish", files, requirements="requirements.txt")
+
+        assert platform.post("/invoke/fish", {}).body == b"blub"
 
 
 def test_a_function_has_no_network(platform: DockerPlatform, name: str) -> None:
