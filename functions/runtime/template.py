@@ -19,6 +19,7 @@ import gc
 import importlib
 import json
 import os
+import random
 import socket
 import sys
 import time
@@ -89,6 +90,8 @@ def _enter(config: dict[str, Any]) -> None:
         os.chdir(config["code"])
         sys.path[:0] = [config["code"], *config["path"]]
         importlib.invalidate_caches()
+    # The zygote's random state would be every function's.
+    random.seed()
     sys.argv = ["faasd-function"]
     sys.dont_write_bytecode = True
     # The zygote's own streams remember the kind of file they were opened on.
