@@ -219,26 +219,36 @@ def handle(event, context):
     assert platform.post(f"/invoke/{name}", {}).json() < 0.35
 
 
-def test_memory_beyond_the_limit_is_an_error_that_says_so(
-    platform: DockerPlatform, name: str
-) -> None:
-    """The kernel's own count decides, of every process of the sandbox together."""
-    code = """
+HOG = """
 import mmap
 def handle(event, context):
-    if event.get("hog"):
-        held = [mmap.mmap(-1, 16 << 20) for _ in range(20)]
-        for one in held:
-            for offset in range(0, len(one), 4096):
-                one[offset] = 1
+    chunk = bytes(1 << 20)
+    if event.get("hog") == "memory":
+        held = mmap.mmap(-1, 300 << 20)
+        for _ in range(300):
+            held.write(chunk)
+    if event.get("hog") == "files":
+        with open("/tmp/big", "wb") as out:
+            for _ in range(300):
+                out.write(chunk)
     return "fine"
 """
-    platform.must_deploy(name, code, resources={"memory_mb": 64})
 
-    hogged = platform.post(f"/invoke/{name}", {"hog": True})
 
-    refused(hogged, 500, "out_of_memory", "limit 128 MB", "memory_mb = 64 each", "peak 128 MB")
-    assert platform.post(f"/invoke/{name}", {}).body == b"fine"
+@pytest.mark.parametrize("what", ["memory", "files"])
+def test_memory_beyond_the_limit_is_an_error_that_says_so(
+    platform: DockerPlatform, name: str, what: str
+) -> None:
+    """Whatever fills it: what lies in /tmp is memory too, and is gone afterwards."""
+    platform.must_deploy(name, HOG, resources={"memory_mb": 64})
+
+    hogged = platform.post(f"/invoke/{name}", {"hog": what})
+
+    problem = refused(hogged, 500, "out_of_memory", "memory_mb = 64")
+    if what == "files":
+        assert "limit 128 MB" in problem["detail"]
+        assert "peak 128 MB" in problem["detail"]
+    assert eventually(lambda: platform.post(f"/invoke/{name}", {}).body == b"fine")
 
 
 def test_processes_are_counted_and_bounded(platform: DockerPlatform, name: str) -> None:

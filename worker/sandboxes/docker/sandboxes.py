@@ -71,7 +71,6 @@ class DockerSandboxes:
         self._zygotes: dict[str, ZygoteServer] = {}
         self._bare: dict[str, BareSandboxes] = {}
         self._sandboxes: dict[str, ContainerSandbox] = {}
-        self._opening = 0
         self._strays: set[str] = set()
         self._leaving: dict[str, str] = {}
         self._memory_mb: dict[str, float] = {}
@@ -156,14 +155,10 @@ class DockerSandboxes:
         pool = self._pool(runtime) if pooled else None
         ready = zygote.state == "ready" and pool is not None and pool.ready
         begin = clock.monotonic()
-        self._opening += 1
         name = f"{revision.function.rpartition('/')[2]}-{revision.id}-{secrets.token_hex(3)}"
-        try:
-            await zygote.ensure()
-            libraries = clock.monotonic()
-            container = await (pool.claim() if pool else self._make(name, revision, grant))
-        finally:
-            self._opening -= 1
+        await zygote.ensure()
+        libraries = clock.monotonic()
+        container = await (pool.claim() if pool else self._make(name, revision, grant))
         kind, more = self._kind(revision, name, placed, grant)
         sandbox = self._sandboxes[name] = kind(
             name=name,
