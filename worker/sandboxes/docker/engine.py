@@ -116,6 +116,13 @@ class Engine:
 
     async def image(self, name: str) -> str:
         """The id of an image. Raises ImageMissing or Unavailable."""
+        return str((await self._image(name))["Id"])
+
+    async def volumes(self, name: str) -> list[str]:
+        """The folders of which an image wants volumes. Raises ImageMissing or Unavailable."""
+        return sorted((await self._image(name))["Config"].get("Volumes") or ())
+
+    async def _image(self, name: str) -> dict[str, Any]:
         async with self._asking("looking up an image") as docker:
             try:
                 found: dict[str, Any] = await docker.images.inspect(name)
@@ -123,7 +130,7 @@ class Engine:
                 if error.status == _GONE:
                     raise ImageMissing(name) from None
                 raise
-            return str(found["Id"])
+            return found
 
     async def run(self, name: str, config: Mapping[str, Any]) -> Container:
         """Create and start a container. Raises ImageMissing, DeployFailed or Unavailable.

@@ -226,9 +226,10 @@ class DockerSandboxes:
         if spec.image is None or spec.relayed:
             return await self._run(name, bare, None if spec.relayed else grant)
         user = containers.user_of(revision.function)
+        volumes = await self._engine.volumes(spec.image)
         if network == "none":
             config = containers.bare_python(spec.image, labels, user=user, network=network)
-            return await self._run(name, config, grant)
+            return await self._run(name, containers.without_disk(config, volumes), grant)
         # What the image calls Python runs at once, before a zygote could fence it in.
         kind = networks.kind(spec.network)
         async with self._gate:
@@ -238,7 +239,7 @@ class DockerSandboxes:
         within = f"container:{holder.id}"
         config = containers.bare_python(spec.image, labels, user=user, network=within)
         try:
-            container = await self._run(name, config, grant)
+            container = await self._run(name, containers.without_disk(config, volumes), grant)
         except BaseException:
             self._discard(holder)
             raise
@@ -266,14 +267,16 @@ class DockerSandboxes:
     ) -> Container:
         """Start a revision's own program, in the network of the container where its relay is."""
         spec = revision.spec
+        image = spec.image or self._reference(spec.runtime)
         config = containers.program(
-            spec.image or self._reference(spec.runtime),
+            image,
             self._labels(revision),
             revision,
             network=f"container:{relay.id}",
             binds=[f"{self._home.host_path(Path(a))}:{b}:ro" for a, b in files.mounts],
             environment=_program_environment(spec, files),
         )
+        config = containers.without_disk(config, await self._engine.volumes(image))
         return await self._run(f"faasd-{self._home.identity}-{name}-program", config, grant)
 
     def _labels(self, revision: Revision) -> dict[str, str]:
