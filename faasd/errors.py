@@ -21,6 +21,7 @@ FaasdError
 │   └── OutOfMemory
 ├── InstanceDied          502  the process of the function ended while it served the invocation
 ├── WorkerLost            502  the node went away
+├── StorageFull           507  no room on a disk of ours
 ├── Unavailable           503  nothing can serve this now
 ├── Cancelled             499  the caller went away
 └── InternalError         500  a defect of ours
@@ -203,6 +204,13 @@ class WorkerLost(FaasdError):
     default_remedy = (
         "Send it again if the function may run twice; use mode=async to have that done."
     )
+
+
+class StorageFull(FaasdError):
+    status = 507
+    code = "storage_full"
+    retryable = True
+    default_remedy = "Make room where its data folder lies, then try again."
 
 
 class Unavailable(FaasdError):

@@ -7,6 +7,7 @@ runs as a task of this service and comes back as another event. Owned by the eve
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine
@@ -25,6 +26,7 @@ from faasd.errors import (
     InstanceDied,
     InternalError,
     OutOfMemory,
+    StorageFull,
     Unavailable,
     from_problem,
 )
@@ -342,7 +344,7 @@ class RevisionService:
             self._start_failed(error)
         except Exception as error:  # the boundary of a start: a defect must not stop the service
             log.exception("sandbox.open_failed", revision=self.revision.key)
-            self._start_failed(InternalError(f"Starting the function failed: {error!r}."))
+            self._start_failed(_told(error))
         else:
             if self._closed:
                 await sandbox.aclose()
@@ -750,3 +752,10 @@ def _refusal(error: FaasdError, *, final: bool) -> FaasdError:
     if isinstance(error, DeployFailed | OutOfMemory) or (final and isinstance(error, Unavailable)):
         return error
     return DeployFailed(error.detail, remedy=error.remedy if final else None)
+
+
+def _told(error: Exception) -> FaasdError:
+    """What a start that failed where it must not is to its caller."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull("The worker's disk is full.")
+    return InternalError(f"Starting the function failed: {error!r}.")

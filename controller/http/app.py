@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import json
 import os
@@ -28,6 +29,7 @@ from faasd.errors import (
     InternalError,
     InvalidSpec,
     NotFound,
+    StorageFull,
 )
 from faasd.invocation import StartKind, Timings
 from faasd.settings import is_loopback
@@ -42,6 +44,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 REQUEST_ID_PATTERN = r"^(?!\.+$)[!-z|~]{1,128}$"
 _REQUEST_ID = re.compile(REQUEST_ID_PATTERN)
 _PROBLEM = "application/problem+json"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _COST = ("timings", "start", "worker", "revision")
 
 
@@ -171,7 +174,9 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
         return problem(request, BadRequest(error.reason), status=error.status)
     except ConnectionResetError:
         raise
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return problem(request, StorageFull("The controller's disk is full."))
         log.exception("request.failed", path=request.path, request_id=request[REQUEST_ID])
         return problem(request, InternalError("The request could not be completed."))
     if not response.prepared:

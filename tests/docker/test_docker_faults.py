@@ -21,7 +21,7 @@ import pytest
 
 from tests.docker.engine import RUN, DockerPlatform, EngineError, docker, running
 from tests.integration.test_faults import BUSY, Load
-from tests.platform import Answer, command_name, eventually, parent_of, refused
+from tests.platform import command_name, eventually, parent_of, refused
 
 WHO = """
 import os, time
@@ -332,7 +332,7 @@ def test_a_full_disk_refuses_what_is_new_and_serves_what_is_there(
     with DockerPlatform(small_disk, env={"FAASD_WORKER_BARE_LEAST": "2"}) as platform:
         platform.must_deploy("stays", WHO)
         large = platform.request("PUT", f"/v1/artifacts/{'0' * 64}", bytes(30 << 20))
-        assert tells_of_a_full_disk(large, platform)
+        refused(large, 507, "storage_full", "disk is full")
         assert not list((platform.data / "artifacts" / "incoming").iterdir())
         platform.must_deploy("fits", WHO)
 
@@ -340,7 +340,7 @@ def test_a_full_disk_refuses_what_is_new_and_serves_what_is_there(
         fill(filler)
         platform.log.clear()
         assert platform.post("/invoke/stays", {}).status == 200
-        assert tells_of_a_full_disk(platform.deploy("next", WHO), platform)
+        refused(platform.deploy("next", WHO), 507, "storage_full", "disk is full")
 
         filler.unlink()
         assert platform.deploy("next", WHO).status == 201
@@ -351,14 +351,6 @@ def fill(path: Path) -> None:
     with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
-
-
-def tells_of_a_full_disk(answer: Answer, platform: DockerPlatform) -> bool:
-    """Whether the answer is an error, and the caller or the operator is told the reason."""
-    reason = "No space left on device"
-    return answer.status >= 500 and eventually(
-        lambda: reason in answer.json()["detail"] or reason in str(platform.log)
-    )
 
 
 class SecondEngine:

@@ -60,6 +60,7 @@ class TemplateSandbox(abc.ABC):
         self._control: ControlSocket | None = None
         self._pipes: tuple[OutputPipe, ...] = ()
         self._pid = 0
+        self._pidfd = -1
         self._verdict: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._verdict.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._births: dict[str, _Birth] = {}
@@ -100,6 +101,9 @@ class TemplateSandbox(abc.ABC):
             stdout, stderr = self._pipes
             fds = (theirs.fileno(), stdout.write_end, stderr.write_end)
             self._pid = await self._launch(fds)
+            # A number may come to mean another process; this never does.
+            with contextlib.suppress(ProcessLookupError):
+                self._pidfd = os.pidfd_open(self._pid)
         finally:
             theirs.close()
             for pipe in self._pipes:
@@ -198,6 +202,9 @@ class TemplateSandbox(abc.ABC):
                 await self._control.send(["stop"])
         await self._clear()
         self._release()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
 
     def _make_pipes(self, instance: str) -> tuple[OutputPipe, ...]:
         def emit(request_id: str, stream: str, line: str) -> None:
@@ -274,9 +281,9 @@ class TemplateSandbox(abc.ABC):
             self._died()
 
     def _kill(self) -> None:
-        if self._pid:
+        if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
 
 def refusal(verdict: dict[str, Any], revision: Revision) -> FaasdError:

@@ -122,7 +122,8 @@ class ContainerSandbox(TemplateSandbox):
             self._cgroup = Cgroup(self.container.pid)
         except OSError as error:
             raise Unavailable(f"The sandbox ended before it was used: {error}.") from None
-        self._limit(instances=0)
+        if not self._limit(instances=0):
+            raise Unavailable("The sandbox's limits could not be set; see the worker's log.")
 
     def _request(self, mounts: tuple[tuple[str, str], ...], **more: Any) -> dict[str, Any]:
         """What the zygote server is asked for, in words that say nothing of the function.
@@ -165,10 +166,10 @@ class ContainerSandbox(TemplateSandbox):
         self._limit(instances=len(self._links) + len(self._births) + 1)
         return await super().fork(name, events, env)
 
-    def _limit(self, *, instances: int) -> None:
-        """Room for the template and so many instances."""
+    def _limit(self, *, instances: int) -> bool:
+        """Room for the template and so many instances; whether the kernel agreed."""
         if self._cgroup is None:
-            return
+            return False
         wanted = self.revision.spec.resources
         limits = Limits(
             memory_mb=wanted.memory_mb * (1 + instances),
@@ -181,6 +182,8 @@ class ContainerSandbox(TemplateSandbox):
         except OSError as error:
             # A lower limit than what is in use is refused; it comes with the next change.
             log.debug("sandbox.limit_refused", sandbox=self.name, error=str(error))
+            return False
+        return True
 
     def _outside(self, reported: int) -> int:
         """The process that has the number `reported` inside."""

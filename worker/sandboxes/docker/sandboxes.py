@@ -406,13 +406,16 @@ class DockerSandboxes:
     async def _tend(self) -> None:
         for number in itertools.count(1):
             await asyncio.sleep(_TEND_EVERY_S)
-            for pool in self._bare.values():
-                pool.tend()
-            await self._clear()
+            await _quietly(self._tend_pools())
             if number % _SWEEP_EVERY == 0:
                 await _quietly(self._sweep())
             sandboxes = list(self._sandboxes.values())
             await asyncio.gather(*(_quietly(self._look_after(one)) for one in sandboxes))
+
+    async def _tend_pools(self) -> None:
+        for pool in self._bare.values():
+            pool.tend()
+        await self._clear()
 
     async def _sweep(self) -> None:
         """Remove what nobody knows of: an engine that stalled, or died, may have made it since."""

@@ -27,6 +27,8 @@ CAPABILITIES = (
 _RUN, _RUNTIME = "/faasd/run", "/faasd/runtime"
 _CONNECT_PATIENCE_S = 30.0
 _CONNECT_PAUSE_S = 0.02
+_ANSWER_PATIENCE_S = 60.0
+_IMPORT_PATIENCE_S = 600.0
 
 
 class ZygoteServer:
@@ -86,8 +88,16 @@ class ZygoteServer:
         joined: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._joins[name] = joined
         try:
-            await self._control.send([kind, name, request], fds)
-            return await joined
+            async with asyncio.timeout(_ANSWER_PATIENCE_S):
+                await self._control.send([kind, name, request], fds)
+                return await joined
+        except TimeoutError:
+            # Whatever holds it up, another one may do better; what it has forked lives on.
+            self._on_closed()
+            raise Unavailable(
+                f"The zygote of runtime {self.image.name} did not answer within "
+                f"{_ANSWER_PATIENCE_S:g} s; a new one is being started."
+            ) from None
         except ConnectionError:
             raise Unavailable(
                 f"The zygote of runtime {self.image.name} ended; a new one is being started."
@@ -143,7 +153,14 @@ class ZygoteServer:
         sock = await self._connect(container)
         self._control = ControlSocket(sock, message=self._on_message, closed=self._on_closed)
         await self._control.send(["preload", list(self.image.preload)])
-        report = await self._ready
+        try:
+            async with asyncio.timeout(_IMPORT_PATIENCE_S):
+                report = await self._ready
+        except TimeoutError:
+            raise Unavailable(
+                f"The zygote of runtime {self.image.name} did not import its libraries within "
+                f"{_IMPORT_PATIENCE_S:g} s."
+            ) from None
         self.state = "ready"
         log.info(
             "zygote.ready",
