@@ -7,15 +7,13 @@ process and through `worker.uplink` otherwise. What it holds is cache: it can be
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import platform
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from pathlib import Path
 from typing import IO, Any
 
-from faasd.errors import BadRequest, DeployFailed, FaasdError, FunctionNotFound, Unavailable
+from faasd.errors import DeployFailed, FaasdError, FunctionNotFound, Unavailable
 from faasd.invocation import (
     Invocation,
     LogLine,
@@ -29,6 +27,7 @@ from faasd.settings import WorkerSettings
 from faasd.telemetry import get_logger
 from worker import processes
 from worker.files import ArtifactSource, RevisionFiles
+from worker.folder import take
 from worker.gpus.desk import GpuDesk
 from worker.gpus.inventory import GpuInventory
 from worker.gpus.ledger import GpuLedger
@@ -83,8 +82,7 @@ class Node:
 
     async def start(self) -> None:
         """Take the data folder, clear what a former life left, and begin. Raises BadRequest."""
-        self._settings.data.mkdir(parents=True, exist_ok=True)
-        self._lock = _take(self._settings.data / "lock")
+        self._lock = take(self._settings.data)
         if not self._budget_mb:
             self._budget_mb = processes.available_mb() * _SHARE_OF_FREE_MEMORY
         await self._refresh_gpus()
@@ -362,17 +360,3 @@ class Node:
 
     def _everything(self) -> list[RevisionService]:
         return [*self._services.values(), *self._retiring]
-
-
-def _take(path: Path) -> IO[str]:
-    """The data folder's lock: two workers in one folder would kill each other's processes."""
-    lock = path.open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise BadRequest(
-            f"Another worker uses the folder {path.parent}.",
-            remedy="Give each worker a folder of its own with --data.",
-        ) from None
-    return lock

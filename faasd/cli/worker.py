@@ -69,8 +69,9 @@ def _purge(settings: WorkerSettings) -> None:
     removed = asyncio.run(purge(settings))
     for name in (*removed.containers, *removed.networks):
         print(name)
+    containers, networks = len(removed.containers), len(removed.networks)
     print(
-        f"removed {len(removed.containers)} containers and {len(removed.networks)} networks "
-        f"of the node {settings.node_id}",
+        f"removed {containers} container{'s' * (containers != 1)} "
+        f"and {networks} network{'s' * (networks != 1)} of the node {settings.node_id}",
         file=sys.stderr,
     )
