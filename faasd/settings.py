@@ -122,6 +122,9 @@ class WorkerSettings(BaseSettings):
     docker_parallel: int = Field(4, ge=1, description="containers being made at once")
     bare_least: int = Field(1, ge=0, description="bare sandboxes kept ready per runtime in use")
     bare_most: int = Field(16, ge=1, description="most bare sandboxes kept ready per runtime")
+    mps_pipes: Folder | None = Field(
+        None, description="pipe folder of a CUDA MPS daemon; processes only"
+    )
     allowed_networks: list[str] = Field(
         default_factory=list, description="Docker networks that functions may name"
     )

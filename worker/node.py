@@ -30,7 +30,7 @@ from worker.files import ArtifactSource, RevisionFiles
 from worker.folder import take
 from worker.gpus.desk import GpuDesk
 from worker.gpus.inventory import GpuInventory
-from worker.gpus.ledger import GpuLedger
+from worker.gpus.ledger import GpuLedger, Mps
 from worker.layers import Layers
 from worker.output import LogBook
 from worker.sandbox import Progress, Sandboxes
@@ -67,7 +67,9 @@ class Node:
         self._retiring: set[RevisionService] = set()
         self._starts: Counter[str] = Counter()
         self._inventory = inventory or GpuInventory()
-        self._gpus = GpuLedger()
+        # Containers share neither the daemon's pipes nor its IPC namespace.
+        pipes = settings.mps_pipes if settings.runtime != "docker" else None
+        self._gpus = GpuLedger(mps=Mps(pipes) if pipes is not None else None)
         self._desk = GpuDesk(self._gpus, idle=self._spare_on_gpus, end=self._end_spare)
         sandboxes.use_gpus(self._gpus)
         self._cpus = len(os.sched_getaffinity(0))
