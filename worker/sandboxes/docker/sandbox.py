@@ -122,8 +122,9 @@ class ContainerSandbox(TemplateSandbox):
             self._cgroup = Cgroup(self.container.pid)
         except OSError as error:
             raise Unavailable(f"The sandbox ended before it was used: {error}.") from None
-        if not self._limit(instances=0):
-            raise Unavailable("The sandbox's limits could not be set; see the worker's log.")
+        refusal = self._limit(instances=0)
+        if refusal is not None:
+            raise Unavailable(f"The sandbox's limits could not be set: {refusal}.")
 
     def _request(self, mounts: tuple[tuple[str, str], ...], **more: Any) -> dict[str, Any]:
         """What the zygote server is asked for, in words that say nothing of the function.
@@ -166,10 +167,10 @@ class ContainerSandbox(TemplateSandbox):
         self._limit(instances=len(self._links) + len(self._births) + 1)
         return await super().fork(name, events, env)
 
-    def _limit(self, *, instances: int) -> bool:
-        """Room for the template and so many instances; whether the kernel agreed."""
+    def _limit(self, *, instances: int) -> OSError | None:
+        """Room for the template and so many instances; what the kernel had against it."""
         if self._cgroup is None:
-            return False
+            return None
         wanted = self.revision.spec.resources
         limits = Limits(
             memory_mb=wanted.memory_mb * (1 + instances),
@@ -182,8 +183,8 @@ class ContainerSandbox(TemplateSandbox):
         except OSError as error:
             # A lower limit than what is in use is refused; it comes with the next change.
             log.debug("sandbox.limit_refused", sandbox=self.name, error=str(error))
-            return False
-        return True
+            return error
+        return None
 
     def _outside(self, reported: int) -> int:
         """The process that has the number `reported` inside."""
