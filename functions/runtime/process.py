@@ -13,6 +13,8 @@ import time
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
+_MADV_COLLAPSE = 25
+_HUGE_PAGE = 2 << 20
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -128,6 +130,25 @@ def flush_output() -> None:
             getattr(sys, name).flush()
         except Exception:  # user code: a function may have put anything in their place, or nothing
             continue
+
+
+def gather_pages() -> None:
+    """Put this process's own memory into huge pages, where the kernel can (Linux 6.1).
+
+    A fork copies one entry of a page table per page: with libraries of some 200 MB imported, huge
+    pages take more than half off it. A child that writes to one gets a copy of 4 KB, as before.
+    """
+    with open("/proc/self/maps") as file:
+        mappings = [line.split() for line in file]
+    for addresses, permissions, _offset, _device, inode, *name in mappings:
+        if permissions != "rw-p" or inode != "0" or name[:1] == ["[stack]"]:
+            continue
+        low, high = (int(address, 16) for address in addresses.split("-"))
+        low = -(-low // _HUGE_PAGE) * _HUGE_PAGE
+        size = (high - low) // _HUGE_PAGE * _HUGE_PAGE
+        if size > 0:
+            # Refused by older kernels, and where nothing is mapped yet: nothing is lost then.
+            _libc.madvise(ctypes.c_void_p(low), ctypes.c_size_t(size), _MADV_COLLAPSE)
 
 
 def trim_heap() -> None:

@@ -58,6 +58,7 @@ def preload(modules: list[str]) -> list[Any]:
     _settle_torch()
     gc.collect()
     gc.freeze()
+    process.gather_pages()
     report = {
         "import_ms": (time.monotonic() - started) * 1000,
         "modules": len(sys.modules),
