@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from controller.links import Progress
 from controller.workers import Member, Workers, WorkerStatus
 from faasd.blobs import BlobStore, check_digest
 from faasd.errors import BadRequest, Conflict, FaasdError, NotFound, Unauthorized
-from faasd.invocation import Invocation, LogLine, Reply, Revision, StartKind, Timings, WorkerReport
+from faasd.invocation import (
+    Invocation,
+    LogLine,
+    Receiver,
+    Reply,
+    Revision,
+    Started,
+    StartKind,
+    Timings,
+    WorkerReport,
+)
+from faasd.streams import close
 from faasd.telemetry import get_logger
 from faasd.wire import Answer, Channel, greet_worker
 
@@ -57,7 +68,10 @@ class RemoteLink:
         async for stage, detail in answer.items:
             progress(str(stage), str(detail))
 
-    async def invoke(self, invocation: Invocation) -> Reply:
+    def invoke(self, invocation: Invocation, receiver: Receiver) -> Started:
+        return _Asked(self._ask(invocation), receiver)
+
+    async def _ask(self, invocation: Invocation) -> Reply:
         answer = await self._channel.call("invoke", pack_invocation(invocation))
         status, content_type, headers, start, timings, body = answer.payload
         return Reply(
@@ -76,6 +90,30 @@ class RemoteLink:
         assert answer.items is not None
         async for plain in answer.items:
             yield LogLine(**plain)
+
+
+class _Asked:
+    """A request to a worker, and who is told its answer."""
+
+    def __init__(self, asking: Coroutine[Any, Any, Reply], receiver: Receiver) -> None:
+        self._receiver: Receiver | None = receiver
+        self._task = asyncio.get_running_loop().create_task(self._tell(asking))
+
+    def cancel(self) -> None:
+        self._receiver = None
+        self._task.cancel()
+
+    async def _tell(self, asking: Coroutine[Any, Any, Reply]) -> None:
+        try:
+            reply = await asking
+        except FaasdError as error:
+            if self._receiver is not None:
+                self._receiver.failed(error)
+            return
+        if self._receiver is not None:
+            self._receiver.answered(reply)
+        else:
+            await close(reply.chunks)
 
 
 def pack_invocation(invocation: Invocation) -> list[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
-from faasd.invocation import Invocation, LogLine, Reply, Revision, WorkerReport
+from faasd.invocation import Invocation, LogLine, Receiver, Revision, Started, WorkerReport
 
 Progress = Callable[[str, str], None]
 
@@ -36,6 +36,8 @@ class WorkerLink(Protocol):
         """Have a first instance ready. Raises DeployFailed."""
         ...
 
-    async def invoke(self, invocation: Invocation) -> Reply: ...
+    def invoke(self, invocation: Invocation, receiver: Receiver) -> Started:
+        """Begin it for the receiver. Raises FaasdError at once where it cannot begin."""
+        ...
 
     def logs(self, function: str, *, tail: int, follow: bool) -> AsyncIterator[LogLine]: ...

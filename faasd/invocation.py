@@ -5,12 +5,15 @@ Plain frozen values with a msgpack-able form each. Durations are seconds unless 
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+from faasd.errors import FaasdError
 from faasd.spec import FunctionSpec, validate_spec
+from faasd.streams import close
 
 PHASES = ("queue", "sandbox", "libs", "load", "exec")
 
@@ -26,7 +29,8 @@ class StartKind(enum.StrEnum):
     NONE = "none"
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, as is nothing that is made for every invocation: that would triple its cost.
+@dataclass(slots=True)
 class Timings:
     """Milliseconds an invocation spent in each phase."""
 
@@ -47,7 +51,7 @@ class Timings:
         return [self.queue, self.sandbox, self.libs, self.load, self.exec]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Invocation:
     """One call of a function. `function` is "namespace/name"."""
 
@@ -74,6 +78,51 @@ class Reply:
     worker: str
     body: bytes = b""
     chunks: AsyncIterator[bytes] | None = None
+    revision: str = ""
+
+
+class Receiver(Protocol):
+    """Who is told what became of an invocation: one of the two, once, and never from within the
+    call that began it.
+    """
+
+    def answered(self, reply: Reply) -> None: ...
+
+    def failed(self, error: FaasdError) -> None: ...
+
+
+class Started(Protocol):
+    """An invocation under way."""
+
+    def cancel(self) -> None:
+        """The caller is gone: neither method of its receiver is called from now on."""
+        ...
+
+
+class Awaited:
+    """A receiver for one who waits. Owned by the event loop."""
+
+    def __init__(self) -> None:
+        self._reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+    def answered(self, reply: Reply) -> None:
+        self._reply.set_result(reply)
+
+    def failed(self, error: FaasdError) -> None:
+        self._reply.set_exception(error)
+
+    async def reply(self, started: Started) -> Reply:
+        """What became of it. Raises FaasdError; the waiter's cancellation cancels it."""
+        try:
+            return await self._reply
+        except asyncio.CancelledError:
+            if self._reply.done() and not self._reply.cancelled():
+                # It came at the same moment: nobody will read its stream.
+                if self._reply.exception() is None:
+                    await close(self._reply.result().chunks)
+            else:
+                started.cancel()
+            raise
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,9 @@ from faasd.errors import DeployFailed, FaasdError, FunctionNotFound, Unavailable
 from faasd.invocation import (
     Invocation,
     LogLine,
-    Reply,
+    Receiver,
     Revision,
+    Started,
     StartKind,
     WorkerReport,
 )
@@ -169,15 +170,16 @@ class Node:
         if printed:
             error.extra["output"] = printed[-_OUTPUT_CHARACTERS:]
 
-    async def invoke(self, invocation: Invocation) -> Reply:
-        """Run an invocation. Raises FaasdError; cancelling the call cancels the invocation."""
-        self._check_open()
+    def invoke(self, invocation: Invocation, receiver: Receiver) -> Started:
+        """Begin an invocation for the receiver. Raises FaasdError at once where it cannot begin."""
+        if self._draining:
+            self._check_open()
         service = self._services.get(f"{invocation.function}@{invocation.revision}")
         if service is None:
             raise FunctionNotFound(
                 f"Revision {invocation.revision} of {invocation.function} is not on this worker."
             )
-        return await service.invoke(invocation)
+        return service.invoke(invocation, receiver)
 
     def logs(self, function: str, *, tail: int) -> list[LogLine]:
         return self._logs.tail(function, tail)

@@ -77,6 +77,10 @@ class InstanceEvents(Protocol):
 
     def on_error(self, call: int, problem: dict[str, Any], exec_ms: float) -> None: ...
 
+    def on_printed(self) -> None:
+        """The call that runs has written to its standard output or error."""
+        ...
+
     def on_closed(self, end: Exit) -> None: ...
 
 
@@ -106,6 +110,8 @@ class Sandbox(Protocol):
     opened: Opened
     devices: tuple[str, ...] | None
     """The GPUs that it was made with, by uuid; None where it sees whatever the node has."""
+    serial: bool
+    """Whether its instances serve one call after the other and may be sent some ahead."""
 
     async def fork(
         self, name: str, events: InstanceEvents, env: Mapping[str, str] | None = None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from faasd.errors import BadRequest, FaasdError, Unauthorized, WorkerLost
-from faasd.invocation import Invocation, LogLine, Revision
+from faasd.invocation import Awaited, Invocation, LogLine, Revision
 from faasd.telemetry import get_logger
 from faasd.wire import Answer, Channel, greet_controller
 from worker.node import Node
@@ -139,7 +139,8 @@ class Uplink:
         raise BadRequest(f"Unknown request {method[:40]!r}.")
 
     async def _invoke(self, payload: Any) -> Answer:
-        reply = await self._node.invoke(Invocation(*payload))
+        awaited = Awaited()
+        reply = await awaited.reply(self._node.invoke(Invocation(*payload), awaited))
         head = [
             reply.status,
             reply.content_type,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from controller.daemon import Controller
 from controller.links import Progress
-from faasd.invocation import Invocation, LogLine, Reply, Revision, WorkerReport
+from faasd.invocation import Invocation, LogLine, Receiver, Revision, Started, WorkerReport
 from faasd.settings import ControllerSettings, WorkerSettings
 from worker.node import Node
 from worker.sandboxes import make_sandboxes
@@ -49,8 +49,8 @@ class LocalLink:
     async def prepare(self, revision: Revision, progress: Progress) -> None:
         await self._node.prepare(revision, progress)
 
-    async def invoke(self, invocation: Invocation) -> Reply:
-        return await self._node.invoke(invocation)
+    def invoke(self, invocation: Invocation, receiver: Receiver) -> Started:
+        return self._node.invoke(invocation, receiver)
 
     async def logs(self, function: str, *, tail: int, follow: bool) -> AsyncIterator[LogLine]:
         if follow:

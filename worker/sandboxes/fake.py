@@ -109,6 +109,8 @@ class FakeSandbox:
     `processes`, here and of an instance, are the ids of those that it is to be taken for.
     """
 
+    serial = False
+
     def __init__(
         self,
         owner: FakeSandboxes,

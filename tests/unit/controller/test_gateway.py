@@ -18,8 +18,10 @@ from faasd.errors import HandlerError
 from faasd.invocation import (
     Invocation,
     LogLine,
+    Receiver,
     Reply,
     Revision,
+    Started,
     StartKind,
     Timings,
     WorkerReport,
@@ -53,6 +55,13 @@ class Words(Gateway):
         self.unread += 1
 
 
+class Nothing:
+    """What is under way for a moment only."""
+
+    def cancel(self) -> None:
+        raise NotImplementedError
+
+
 class Failing:
     """A worker on which every invocation fails."""
 
@@ -70,9 +79,11 @@ class Failing:
     async def prepare(self, revision: Revision, progress: Progress) -> None:
         del revision, progress
 
-    async def invoke(self, invocation: Invocation) -> Reply:
+    def invoke(self, invocation: Invocation, receiver: Receiver) -> Started:
         del invocation
-        raise HandlerError("The function raised ValueError.")
+        loop = asyncio.get_running_loop()
+        loop.call_soon(receiver.failed, HandlerError("The function raised ValueError."))
+        return Nothing()
 
     def logs(self, function: str, *, tail: int, follow: bool) -> AsyncIterator[LogLine]:
         raise NotImplementedError

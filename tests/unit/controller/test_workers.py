@@ -17,8 +17,9 @@ from faasd.invocation import (
     GpuReport,
     Invocation,
     LogLine,
-    Reply,
+    Receiver,
     Revision,
+    Started,
     WorkerReport,
 )
 from faasd.policies.routing import LeastOutstanding
@@ -53,7 +54,7 @@ class NearWorker:
     async def prepare(self, revision: Revision, progress: Progress) -> None:
         raise NotImplementedError
 
-    async def invoke(self, invocation: Invocation) -> Reply:
+    def invoke(self, invocation: Invocation, receiver: Receiver) -> Started:
         raise NotImplementedError
 
     def logs(self, function: str, *, tail: int, follow: bool) -> AsyncIterator[LogLine]:
