@@ -42,6 +42,11 @@ class Timings:
 
     def server_timing(self) -> str:
         """The value of a Server-Timing header."""
+        if not (self.sandbox or self.libs or self.load):
+            return (
+                f"queue;dur={self.queue:.3f}, sandbox;dur=0.000, libs;dur=0.000, "
+                f"load;dur=0.000, exec;dur={self.exec:.3f}"
+            )
         return (
             f"queue;dur={self.queue:.3f}, sandbox;dur={self.sandbox:.3f}, "
             f"libs;dur={self.libs:.3f}, load;dur={self.load:.3f}, exec;dur={self.exec:.3f}"

@@ -124,13 +124,16 @@ class FunctionMetrics:
     asked for now and then. Owned by the event loop.
     """
 
-    __slots__ = ("latency", "outcomes", "phases", "starts")
+    __slots__ = ("exec", "latency", "outcomes", "phases", "queue", "starts", "warm")
 
     def __init__(self) -> None:
         self.outcomes: dict[tuple[str, str], int] = {}
         self.starts: dict[str, int] = {}
+        self.warm = 0
         self.latency = Distribution()
-        self.phases: dict[str, Distribution] = {}
+        self.queue = Distribution()
+        self.exec = Distribution()
+        self.phases = {"queue": self.queue, "exec": self.exec}
 
     def answered(self, mode: str, outcome: str, took_s: float) -> None:
         key = (mode, outcome)
@@ -138,9 +141,12 @@ class FunctionMetrics:
         self.latency.add(took_s)
 
     def started(self, kind: StartKind, timings: Timings) -> None:
-        self.starts[kind] = self.starts.get(kind, 0) + 1
-        self._observe("queue", timings.queue)
-        self._observe("exec", timings.exec)
+        if kind is StartKind.WARM:
+            self.warm += 1
+        else:
+            self.starts[kind] = self.starts.get(kind, 0) + 1
+        self.queue.add(timings.queue / 1000)
+        self.exec.add(timings.exec / 1000)
         if kind is not StartKind.WARM:
             for phase in ("sandbox", "libs", "load"):
                 took_ms = getattr(timings, phase)
@@ -182,9 +188,11 @@ class _OfFunctions(Collector):
         for name, seen in self._functions.items():
             for (mode, outcome), count in seen.outcomes.items():
                 requests.add_metric([name, mode, outcome], count)
-            for kind, count in seen.starts.items():
-                starts.add_metric([name, str(kind)], count)
+            for kind, count in {**seen.starts, StartKind.WARM: seen.warm}.items():
+                if count:
+                    starts.add_metric([name, str(kind)], count)
             for phase, one in seen.phases.items():
-                phases.add_metric([name, phase], one.buckets(), one.total)
+                if any(one.counts):
+                    phases.add_metric([name, phase], one.buckets(), one.total)
             latency.add_metric([name], seen.latency.buckets(), seen.latency.total)
         yield from (requests, starts, phases, latency)

@@ -153,6 +153,10 @@ class Owner(Protocol):
         """What an instance said of a call, as an error of ours."""
         ...
 
+    def caught_up(self) -> None:
+        """An instance has told all that came from it at once."""
+        ...
+
     def instance_closed(self, running: Running, end: Exit) -> None: ...
 
 
@@ -246,6 +250,9 @@ class Running:
 
     def on_printed(self) -> None:
         self.printed = True
+
+    def on_caught_up(self) -> None:
+        self.owner.caught_up()
 
     def on_closed(self, end: Exit) -> None:
         self.owner.instance_closed(self, end)

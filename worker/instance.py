@@ -17,6 +17,7 @@ from typing import Any
 import msgpack
 
 from faasd.errors import FaasdError
+from faasd.wire import packed
 from worker.control import describe_status
 from worker.output import OutputPipe
 from worker.sandbox import Call, Exit, InstanceEvents
@@ -30,7 +31,9 @@ _RIGHTS_SPACE = socket.CMSG_SPACE(_MAX_FDS * 4)
 # From here on a body goes beside its frame, as a file in memory; the instance does the same.
 LARGE = 256 * 1024
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-_GO = msgpack.packb(["go"])
+# Where all links read to: what is read is taken out before another one reads.
+_room = memoryview(bytearray(_READ))
+_GO = packed(["go"])
 # Frames are joined into one write up to this size, and read so many times before others get a turn.
 _SMALL = 65_536
 _READS_AT_ONCE = 4
@@ -55,6 +58,7 @@ class InstanceLink:
         `largest` is the size of the largest frame, or body beside one, that it may send.
         """
         self.name = name
+        self.tells_rounds = True
         self.pid = 0
         self._pidfd = -1
         self._largest = largest
@@ -106,11 +110,14 @@ class InstanceLink:
     def call(self, calls: Sequence[Call]) -> None:
         if self._sock is None or self._lost:
             return
+        single = len(calls) == 1
+        if single and not self._tags:
+            self._call_one(calls[0])
+            return
         if not self._tags and any(len(body) >= LARGE for _call, _meta, body in calls):
             self._call_beside(calls)
         else:
-            self._send(msgpack.packb(["call", calls]))
-        single = len(calls) == 1
+            self._send(packed(["call", calls]))
         for call, meta, _body in calls:
             request = meta.get("request_id", "")
             if self._tags:
@@ -118,8 +125,20 @@ class InstanceLink:
                     pipe.expect(request)
             elif not self._requests:
                 for pipe in self.pipes:
-                    pipe.switch(request if single else "")
-            self._requests[call] = request if single or self._tags else ""
+                    pipe.switch("")
+            self._requests[call] = request if self._tags else ""
+
+    def _call_one(self, call: Call) -> None:
+        identity, meta, body = call
+        if len(body) >= LARGE:
+            self._call_beside((call,))
+        else:
+            self._send(packed(("call", (call,))))
+        request = meta["request_id"]
+        if not self._requests:
+            for pipe in self.pipes:
+                pipe.switch(request)
+        self._requests[identity] = request
 
     def _call_beside(self, calls: Sequence[Call]) -> None:
         """Send calls with their large bodies as files in memory, as far as one message can hold."""
@@ -131,7 +150,7 @@ class InstanceLink:
                 slim.append((call, meta, len(body)))
             else:
                 slim.append((call, meta, body))
-        self._send(msgpack.packb(["call", slim]), fds)
+        self._send(packed(["call", slim]), fds)
 
     def _send(self, frame: bytes, fds: Sequence[int] = ()) -> None:
         self._outgoing.append((_LENGTH.pack(len(frame)) + frame, fds))
@@ -187,7 +206,7 @@ class InstanceLink:
             return
         head = self._tags or call == next(iter(self._requests), None)
         if head:
-            self._send(msgpack.packb(["cancel", call]))
+            self._send(packed(["cancel", call]))
         if head and not self._tags:
             # The signal makes it look for the frame, which must be there.
             self._flush()
@@ -236,26 +255,32 @@ class InstanceLink:
             self._readable()
 
     def _readable(self) -> None:
+        self._read()
+        self._events.on_caught_up()
+        if self._outgoing and not self._flush_due:
+            self._flush()
+
+    def _read(self) -> None:
         for _ in range(_READS_AT_ONCE):
             if self._sock is None:
                 return
             try:
-                data, ancillary, _flags, _address = self._sock.recvmsg(_READ, _RIGHTS_SPACE)
+                size, ancillary, _, _ = self._sock.recvmsg_into([_room], _RIGHTS_SPACE)
             except BlockingIOError:
                 return
             except OSError:
-                data, ancillary = b"", []
+                size, ancillary = 0, []
             if ancillary:
                 self._receive(ancillary)
-            if not data:
+            if not size:
                 self._lose()
                 return
             try:
-                self._take(data)
+                self._take(_room[:size])
             except (ValueError, TypeError, KeyError, IndexError, LookupError) as error:
                 self._reject(f"sent something that is not a reply ({type(error).__name__})")
                 return
-            if len(data) < _READ:
+            if size < _READ:
                 return
 
     def _receive(self, ancillary: list[tuple[int, int, bytes]]) -> None:
@@ -266,31 +291,28 @@ class InstanceLink:
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
             self._received.extend(fds)
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: memoryview) -> None:
         """Parse what arrived after what is left of before; a frame that is not whole waits."""
-        whole: bytes | bytearray = data
         if self._buffer:
             self._buffer += data
             if len(self._buffer) < self._wanted:
                 return
-            whole, self._buffer = self._buffer, bytearray()
-        start, size = 0, len(whole)
-        view = memoryview(whole)
+            data, self._buffer = memoryview(self._buffer), bytearray()
+        start, size = 0, len(data)
+        self._wanted = 4
         while size - start >= 4:
-            (length,) = _LENGTH.unpack_from(whole, start)
+            (length,) = _LENGTH.unpack_from(data, start)
             if length > self._largest:
                 raise ValueError("frame too large")
             end = start + 4 + length
             if size < end:
                 self._wanted = end - start
                 break
-            frame = msgpack.unpackb(view[start + 4 : end])
+            frame = msgpack.unpackb(data[start + 4 : end])
             start = end
             self._event(frame)
-        else:
-            self._wanted = 4
         if start < size:
-            self._buffer = bytearray(view[start:])
+            self._buffer = bytearray(data[start:])
 
     def _lose(self) -> None:
         """The connection ended, and the process with it or soon."""

@@ -67,6 +67,7 @@ class Node:
         self._services: dict[str, RevisionService] = {}
         self._retiring: set[RevisionService] = set()
         self._starts: Counter[str] = Counter()
+        self._warm = 0
         self._inventory = inventory or GpuInventory()
         # Containers share neither the daemon's pipes nor its IPC namespace.
         pipes = settings.mps_pipes if settings.runtime != "docker" else None
@@ -200,7 +201,7 @@ class Node:
             gpu_fault=self._inventory.fault,
             runtimes=self._sandboxes.runtimes(),
             functions=[service.report() for service in self._services.values()],
-            starts=dict(self._starts),
+            starts=dict(self._starts + Counter({str(StartKind.WARM): self._warm})),
             sandboxes=self._sandboxes.sandboxes(),
         )
 
@@ -240,7 +241,10 @@ class Node:
         )
 
     def _count_start(self, kind: StartKind) -> None:
-        self._starts[str(kind)] += 1
+        if kind is StartKind.WARM:
+            self._warm += 1
+        else:
+            self._starts[str(kind)] += 1
 
     def _on_emptied(self, service: RevisionService) -> None:
         if service in self._retiring:

@@ -81,11 +81,18 @@ class InstanceEvents(Protocol):
         """The call that runs has written to its standard output or error."""
         ...
 
+    def on_caught_up(self) -> None:
+        """All that has come from it by now was told, by an instance that `tells_rounds`."""
+        ...
+
     def on_closed(self, end: Exit) -> None: ...
 
 
 class Instance(Protocol):
     """A process that serves calls."""
+
+    tells_rounds: bool
+    """Whether it says when it has told all that came at once."""
 
     def call(self, calls: Sequence[Call]) -> None: ...
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import functools
 import itertools
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine
@@ -515,7 +514,8 @@ class RevisionService:
         calls = []
         for identity, kind in zip(action.calls, action.kinds, strict=True):
             pending = self._pending[identity]
-            pending.instance, pending.kind = running, kind
+            pending.instance = running
+            pending.kind = kind
             running.calls[identity] = pending
             if ahead:
                 self._watch_deadline(pending, now)
@@ -531,9 +531,11 @@ class RevisionService:
             told = f"The invocation could not be sent to the function: {error}."
             for identity in action.calls:
                 pending = running.calls.pop(identity)
-                self._loop.call_soon(
-                    functools.partial(self.failed, pending, BadRequest(told), exec_ms=0)
-                )
+                self._loop.call_soon(self._unsent, pending, BadRequest(told))
+
+    def _unsent(self, pending: Pending, error: FaasdError) -> None:
+        self.failed(pending, error, exec_ms=0)
+        self.caught_up()
 
     def _turn_came(self, pending: Pending, now: float) -> None:
         """Its instance runs it from here on: the function's time limit begins."""
@@ -717,15 +719,19 @@ class RevisionService:
         if pool.waiting or pool.retired or self._desk is not None or self._idle_ends_first(now):
             # Once for all that ended in this round of the loop.
             self._step_due = True
-            self._loop.call_soon(self._late_step)
+            running = pending.instance
+            if running is None or running.handle is None or not running.handle.tells_rounds:
+                self._loop.call_soon(self.caught_up)
 
     def _idle_ends_first(self, now: float) -> bool:
         """Whether the pool has something to do before the alarm that is set."""
         return now + self.pool.keep_alive.idle_s() < self._wakeup_due
 
-    def _late_step(self) -> None:
-        self._step_due = False
-        self._step()
+    def caught_up(self) -> None:
+        """Every end of a call that is known by now has been told."""
+        if self._step_due:
+            self._step_due = False
+            self._step()
 
     def instance_closed(self, running: Running, end: Exit) -> None:
         """An instance is gone: every call on it is answered with the reason."""

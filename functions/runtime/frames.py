@@ -65,6 +65,8 @@ class FrameStream:
         self._data = b""
         self._at = 0
         self._fds: deque[int] = deque()
+        # One buffer for all reads: a fresh one each time would grow and trim the heap.
+        self._room = memoryview(bytearray(_READ))
 
     def read(self) -> list[Any]:
         """The next frame. Raises Closed when the stream ends, even inside a frame."""
@@ -141,16 +143,16 @@ class FrameStream:
 
     def _recv(self) -> bytes:
         try:
-            data, ancillary, _flags, _address = self.sock.recvmsg(_READ, _RIGHTS_SPACE)
+            size, ancillary, _flags, _address = self.sock.recvmsg_into([self._room], _RIGHTS_SPACE)
         except ConnectionResetError:
             raise Closed from None
-        if not data:
+        if not size:
             raise Closed
         for _level, _kind, content in ancillary:
             fds = array.array("i")
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
             self._fds.extend(fds)
-        return data
+        return bytes(self._room[:size])
 
 
 def in_memory(body: bytes) -> int:
@@ -179,7 +181,26 @@ def _whole(fd: int, size: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+class Packing:
+    """Makes msgpack. One packer for all: each has a buffer that costs more to make than to fill."""
+
+    LARGEST_KEPT = 1 << 20
+
+    def __init__(self) -> None:
+        self._pack = msgpack.Packer().pack
+
+    def __call__(self, message: Any) -> bytes:
+        packed: bytes = self._pack(message)
+        if len(packed) > self.LARGEST_KEPT:
+            # Its buffer has grown with the message, and would stay so.
+            self._pack = msgpack.Packer().pack
+        return packed
+
+
+_packed = Packing()
+
+
 def pack(message: list[Any]) -> bytes:
     """One frame: length and content."""
-    body: bytes = msgpack.packb(message)
+    body = _packed(message)
     return _LENGTH.pack(len(body)) + body

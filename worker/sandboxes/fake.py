@@ -183,6 +183,7 @@ class FakeInstance:
         env: Mapping[str, str],
     ) -> None:
         self.name = name
+        self.tells_rounds = False
         self.env = dict(env)
         self.processes: list[int] = []
         self.gone = asyncio.Event()

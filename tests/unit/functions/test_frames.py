@@ -68,6 +68,9 @@ class Seen:
     def on_error(self, call: int, problem: dict[str, Any], exec_ms: float) -> None:
         self.events.append(("error", call, problem, exec_ms))
 
+    def on_caught_up(self) -> None:
+        return
+
     def on_printed(self) -> None:
         self.events.append(("printed",))
 
