@@ -14,8 +14,20 @@ from typing import Any
 from controller.links import Progress
 from controller.workers import Member, Workers, WorkerStatus
 from faasd.blobs import BlobStore, check_digest
+from faasd.bridges import begun
 from faasd.errors import BadRequest, Conflict, FaasdError, NotFound, Unauthorized
-from faasd.invocation import Invocation, LogLine, Reply, Revision, StartKind, Timings, WorkerReport
+from faasd.invocation import (
+    Invocation,
+    Load,
+    LogLine,
+    Receiver,
+    Reply,
+    Revision,
+    Started,
+    StartKind,
+    Timings,
+    WorkerReport,
+)
 from faasd.telemetry import get_logger
 from faasd.wire import Answer, Channel, greet_worker
 
@@ -31,6 +43,7 @@ class RemoteLink:
     def __init__(self, channel: Channel, report: WorkerReport) -> None:
         self._channel = channel
         self._report = report
+        self.load = Load()
 
     @property
     def worker_id(self) -> str:
@@ -57,7 +70,10 @@ class RemoteLink:
         async for stage, detail in answer.items:
             progress(str(stage), str(detail))
 
-    async def invoke(self, invocation: Invocation) -> Reply:
+    def invoke(self, invocation: Invocation, receiver: Receiver) -> Started:
+        return begun(self._invoke(invocation), receiver)
+
+    async def _invoke(self, invocation: Invocation) -> Reply:
         answer = await self._channel.call("invoke", pack_invocation(invocation))
         status, content_type, headers, start, timings, body = answer.payload
         return Reply(

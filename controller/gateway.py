@@ -11,6 +11,7 @@ from controller.registry import Registry
 from controller.store.port import Store, StoredResult
 from controller.workers import Workers
 from faasd import clock
+from faasd.bridges import awaited
 from faasd.errors import FaasdError, FunctionNotFound, IdempotencyMismatch
 from faasd.invocation import Invocation, Reply, StartKind, Timings
 from faasd.streams import Closable, close
@@ -63,7 +64,7 @@ class Gateway:
                 invocation = replace(invocation, revision=revision.id)
             member.begin(revision.key)
             try:
-                reply = await member.link.invoke(invocation)
+                reply = await awaited(member.link.invoke, invocation)
             except FunctionNotFound:
                 if last_try or self._registry.get(invocation.function).active.id == revision.id:
                     raise

@@ -8,8 +8,9 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+from faasd.errors import FaasdError
 from faasd.spec import FunctionSpec, validate_spec
 
 PHASES = ("queue", "sandbox", "libs", "load", "exec")
@@ -74,6 +75,35 @@ class Reply:
     worker: str
     body: bytes = b""
     chunks: AsyncIterator[bytes] | None = None
+
+
+class Receiver(Protocol):
+    """Who is told what became of an invocation: one of the two, once, and never from within the
+    call that began it.
+    """
+
+    def answered(self, reply: Reply) -> None: ...
+
+    def failed(self, error: FaasdError) -> None: ...
+
+
+class Started(Protocol):
+    """An invocation under way."""
+
+    def cancel(self) -> None:
+        """The caller is gone: neither method of its receiver is called from now on."""
+
+
+@dataclass(slots=True)
+class Load:
+    """How much a worker has in hand, from all its controllers: the figures of the latest `seq`.
+
+    `outstanding` are invocations queued or running there, `running` those that an instance has.
+    """
+
+    seq: int = 0
+    outstanding: int = 0
+    running: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import IO, Any
 
+from faasd.bridges import begun
 from faasd.errors import DeployFailed, FaasdError, FunctionNotFound, Unavailable
 from faasd.invocation import (
     Invocation,
     LogLine,
-    Reply,
+    Receiver,
     Revision,
-    StartKind,
+    Started,
     WorkerReport,
 )
 from faasd.policies.eviction import Holder, least_recently_used
@@ -35,6 +35,7 @@ from worker.layers import Layers
 from worker.output import LogBook
 from worker.sandbox import Progress, Sandboxes
 from worker.service import RevisionService, no_progress
+from worker.tally import Tally
 
 log = get_logger("worker.node")
 
@@ -65,7 +66,7 @@ class Node:
         self._logs = LogBook(settings.log_lines)
         self._services: dict[str, RevisionService] = {}
         self._retiring: set[RevisionService] = set()
-        self._starts: Counter[str] = Counter()
+        self.load = Tally()
         self._inventory = inventory or GpuInventory()
         # Containers share neither the daemon's pipes nor its IPC namespace.
         pipes = settings.mps_pipes if settings.runtime != "docker" else None
@@ -169,15 +170,15 @@ class Node:
         if printed:
             error.extra["output"] = printed[-_OUTPUT_CHARACTERS:]
 
-    async def invoke(self, invocation: Invocation) -> Reply:
-        """Run an invocation. Raises FaasdError; cancelling the call cancels the invocation."""
+    def invoke(self, invocation: Invocation, receiver: Receiver) -> Started:
+        """Begin an invocation. Raises FaasdError at once, or has its receiver told."""
         self._check_open()
         service = self._services.get(f"{invocation.function}@{invocation.revision}")
         if service is None:
             raise FunctionNotFound(
                 f"Revision {invocation.revision} of {invocation.function} is not on this worker."
             )
-        return await service.invoke(invocation)
+        return begun(service.invoke(invocation), receiver)
 
     def logs(self, function: str, *, tail: int) -> list[LogLine]:
         return self._logs.tail(function, tail)
@@ -198,7 +199,7 @@ class Node:
             gpu_fault=self._inventory.fault,
             runtimes=self._sandboxes.runtimes(),
             functions=[service.report() for service in self._services.values()],
-            starts=dict(self._starts),
+            starts=dict(self.load.starts),
             sandboxes=self._sandboxes.sandboxes(),
         )
 
@@ -234,11 +235,8 @@ class Node:
             template_keep_alive_s=self._settings.template_keep_alive_s,
             cancel_grace_s=self._settings.cancel_grace_s,
             emptied=self._on_emptied,
-            started=self._count_start,
+            tally=self.load,
         )
-
-    def _count_start(self, kind: StartKind) -> None:
-        self._starts[str(kind)] += 1
 
     def _on_emptied(self, service: RevisionService) -> None:
         if service in self._retiring:

@@ -48,6 +48,7 @@ from worker.gpus.desk import GpuDesk
 from worker.gpus.ledger import needs_gpu, request_of
 from worker.pool import Pool, PoolLimits
 from worker.sandbox import Exit, Output, Placed, Progress, Sandbox, Sandboxes, Span
+from worker.tally import Tally
 
 log = get_logger("worker.service")
 
@@ -77,7 +78,7 @@ class RevisionService:
         template_keep_alive_s: float,
         cancel_grace_s: float,
         emptied: Callable[[RevisionService], None],
-        started: Callable[[StartKind], None],
+        tally: Tally,
     ) -> None:
         spec = revision.spec
         self.revision = revision
@@ -100,7 +101,7 @@ class RevisionService:
         self._desk = desk if needs_gpu(spec.resources) else None
         self._cancel_grace_s = cancel_grace_s
         self._emptied = emptied
-        self._started = started
+        self._tally = tally
         self._sandbox: Sandbox | None = None
         self._generation = 0
         self._running: dict[int, Running] = {}
@@ -133,6 +134,7 @@ class RevisionService:
         )
         self.pool.arrive(pending.id, now, pending.deadline)
         self._pending[pending.id] = pending
+        self._tally.arrived()
         self._step()
         try:
             return await pending.answer
@@ -519,7 +521,7 @@ class RevisionService:
                 limit, reason = max(0.0, pending.deadline - now), self._deadline_passed
             pending.timer = loop.call_later(limit, reason, pending)
             calls.append((identity, pending.meta(now), pending.invocation.body))
-            self._started(kind)
+            self._tally.started(kind)
         try:
             running.handle.call(calls)
         except (ValueError, TypeError, OverflowError) as error:
@@ -612,7 +614,7 @@ class RevisionService:
         """The caller is gone: drop the call if it waits, stop it if it runs."""
         self.pool.cancel(pending.id)
         if pending.instance is None:
-            self._pending.pop(pending.id, None)
+            self._forget(pending)
             self._step()
             return
         if pending.stream is not None:
@@ -689,7 +691,8 @@ class RevisionService:
     def _forget(self, pending: Pending) -> None:
         if pending.timer is not None:
             pending.timer.cancel()
-        self._pending.pop(pending.id, None)
+        if self._pending.pop(pending.id, None) is not None:
+            self._tally.ended(ran=pending.instance is not None)
 
     def _drop(self, pending: Pending, error: FaasdError) -> None:
         self._forget(pending)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from faasd.bridges import awaited
 from faasd.errors import BadRequest, FaasdError, Unauthorized, WorkerLost
 from faasd.invocation import Invocation, LogLine, Revision
 from faasd.telemetry import get_logger
@@ -139,7 +140,7 @@ class Uplink:
         raise BadRequest(f"Unknown request {method[:40]!r}.")
 
     async def _invoke(self, payload: Any) -> Answer:
-        reply = await self._node.invoke(Invocation(*payload))
+        reply = await awaited(self._node.invoke, Invocation(*payload))
         head = [
             reply.status,
             reply.content_type,

@@ -7,7 +7,15 @@ from pathlib import Path
 
 from controller.daemon import Controller
 from controller.links import Progress
-from faasd.invocation import Invocation, LogLine, Reply, Revision, WorkerReport
+from faasd.invocation import (
+    Invocation,
+    Load,
+    LogLine,
+    Receiver,
+    Revision,
+    Started,
+    WorkerReport,
+)
 from faasd.settings import ControllerSettings, WorkerSettings
 from worker.node import Node
 from worker.sandboxes import make_sandboxes
@@ -37,6 +45,10 @@ class LocalLink:
     def worker_id(self) -> str:
         return self._node.id
 
+    @property
+    def load(self) -> Load:
+        return self._node.load
+
     def report(self) -> WorkerReport:
         return self._node.report()
 
@@ -49,8 +61,8 @@ class LocalLink:
     async def prepare(self, revision: Revision, progress: Progress) -> None:
         await self._node.prepare(revision, progress)
 
-    async def invoke(self, invocation: Invocation) -> Reply:
-        return await self._node.invoke(invocation)
+    def invoke(self, invocation: Invocation, receiver: Receiver) -> Started:
+        return self._node.invoke(invocation, receiver)
 
     async def logs(self, function: str, *, tail: int, follow: bool) -> AsyncIterator[LogLine]:
         if follow:

@@ -14,12 +14,16 @@ from controller.registry import Registry
 from controller.store.sqlite import SqliteStore
 from controller.workers import Workers
 from faasd.blobs import BlobStore
+from faasd.bridges import begun
 from faasd.errors import HandlerError
 from faasd.invocation import (
     Invocation,
+    Load,
     LogLine,
+    Receiver,
     Reply,
     Revision,
+    Started,
     StartKind,
     Timings,
     WorkerReport,
@@ -57,6 +61,7 @@ class Failing:
     """A worker on which every invocation fails."""
 
     worker_id = "w"
+    load = Load()
 
     def report(self) -> WorkerReport:
         return WorkerReport("w", 1, 1.0, 1.0, 0.0, 1, [], [], [])
@@ -70,8 +75,11 @@ class Failing:
     async def prepare(self, revision: Revision, progress: Progress) -> None:
         del revision, progress
 
-    async def invoke(self, invocation: Invocation) -> Reply:
+    def invoke(self, invocation: Invocation, receiver: Receiver) -> Started:
         del invocation
+        return begun(self._fail(), receiver)
+
+    async def _fail(self) -> Reply:
         raise HandlerError("The function raised ValueError.")
 
     def logs(self, function: str, *, tail: int, follow: bool) -> AsyncIterator[LogLine]:

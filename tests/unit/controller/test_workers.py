@@ -16,9 +16,11 @@ from faasd.invocation import (
     FunctionReport,
     GpuReport,
     Invocation,
+    Load,
     LogLine,
-    Reply,
+    Receiver,
     Revision,
+    Started,
     WorkerReport,
 )
 from faasd.policies.routing import LeastOutstanding
@@ -33,6 +35,7 @@ class NearWorker:
     def __init__(self, worker_id: str, *, slots: int = 2) -> None:
         self.worker_id = worker_id
         self.slots = slots
+        self.load = Load()
         self.functions: list[FunctionReport] = []
         self.gpus: list[GpuReport] = []
         self.minimums: dict[str, int] = {}
@@ -53,7 +56,7 @@ class NearWorker:
     async def prepare(self, revision: Revision, progress: Progress) -> None:
         raise NotImplementedError
 
-    async def invoke(self, invocation: Invocation) -> Reply:
+    def invoke(self, invocation: Invocation, receiver: Receiver) -> Started:
         raise NotImplementedError
 
     def logs(self, function: str, *, tail: int, follow: bool) -> AsyncIterator[LogLine]:

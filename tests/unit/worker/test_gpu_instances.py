@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from faasd.bridges import awaited
 from faasd.errors import (
     DeployFailed,
     FaasdError,
@@ -71,7 +72,7 @@ class Machine:
         return made
 
     def ask(self, name: str, body: bytes = b"x", identity: str = "r1") -> asyncio.Future[Reply]:
-        return asyncio.ensure_future(self.node.invoke(call(body, name, identity)))
+        return asyncio.ensure_future(awaited(self.node.invoke, call(body, name, identity)))
 
     def instances(self) -> list[FakeInstance]:
         found = [one for box in self.sandboxes.open_sandboxes for one in box.instances().values()]
