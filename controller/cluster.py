@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
 from controller.links import Progress
 from controller.workers import Member, Workers, WorkerStatus
 from faasd.blobs import BlobStore, check_digest
+from faasd.bridges import begun
 from faasd.errors import BadRequest, Conflict, FaasdError, NotFound, Unauthorized
 from faasd.invocation import (
     Invocation,
+    Load,
     LogLine,
     Receiver,
     Reply,
@@ -26,7 +28,6 @@ from faasd.invocation import (
     Timings,
     WorkerReport,
 )
-from faasd.streams import close
 from faasd.telemetry import get_logger
 from faasd.wire import Answer, Channel, greet_worker
 
@@ -42,6 +43,7 @@ class RemoteLink:
     def __init__(self, channel: Channel, report: WorkerReport) -> None:
         self._channel = channel
         self._report = report
+        self.load = Load()
 
     @property
     def worker_id(self) -> str:
@@ -69,9 +71,9 @@ class RemoteLink:
             progress(str(stage), str(detail))
 
     def invoke(self, invocation: Invocation, receiver: Receiver) -> Started:
-        return _Asked(self._ask(invocation), receiver)
+        return begun(self._invoke(invocation), receiver)
 
-    async def _ask(self, invocation: Invocation) -> Reply:
+    async def _invoke(self, invocation: Invocation) -> Reply:
         answer = await self._channel.call("invoke", pack_invocation(invocation))
         status, content_type, headers, start, timings, body = answer.payload
         return Reply(
@@ -90,30 +92,6 @@ class RemoteLink:
         assert answer.items is not None
         async for plain in answer.items:
             yield LogLine(**plain)
-
-
-class _Asked:
-    """A request to a worker, and who is told its answer."""
-
-    def __init__(self, asking: Coroutine[Any, Any, Reply], receiver: Receiver) -> None:
-        self._receiver: Receiver | None = receiver
-        self._task = asyncio.get_running_loop().create_task(self._tell(asking))
-
-    def cancel(self) -> None:
-        self._receiver = None
-        self._task.cancel()
-
-    async def _tell(self, asking: Coroutine[Any, Any, Reply]) -> None:
-        try:
-            reply = await asking
-        except FaasdError as error:
-            if self._receiver is not None:
-                self._receiver.failed(error)
-            return
-        if self._receiver is not None:
-            self._receiver.answered(reply)
-        else:
-            await close(reply.chunks)
 
 
 def pack_invocation(invocation: Invocation) -> list[Any]:

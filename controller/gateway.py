@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
@@ -10,9 +11,9 @@ from controller.registry import Registry
 from controller.store.port import Store, StoredResult
 from controller.workers import Workers
 from faasd import clock
+from faasd.bridges import awaited
 from faasd.errors import FaasdError, FunctionNotFound, IdempotencyMismatch
 from faasd.invocation import (
-    Awaited,
     Invocation,
     Receiver,
     Reply,
@@ -51,8 +52,7 @@ class Gateway:
 
     async def invoke(self, invocation: Invocation, *, mode: str = "sync") -> Reply:
         """The same for one who waits. Raises FaasdError."""
-        awaited = Awaited()
-        return await awaited.reply(self.begin(invocation, awaited, mode=mode))
+        return await awaited(functools.partial(self.begin, mode=mode), invocation)
 
     async def invoke_once(self, invocation: Invocation, key: str) -> tuple[Reply, bool]:
         """Run it unless a request under this key succeeded before; then that reply, and True.

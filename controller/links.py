@@ -1,7 +1,7 @@
 """What the controller expects of a worker, however far away it is.
 
 `faasd up` passes the node itself through a thin adapter; `controller.cluster` makes one of a
-connection. A link that fails raises WorkerLost from the calls under way.
+connection. A link that fails tells WorkerLost to all that is under way.
 """
 
 from __future__ import annotations
@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
-from faasd.invocation import Invocation, LogLine, Receiver, Revision, Started, WorkerReport
+from faasd.invocation import (
+    Invocation,
+    Load,
+    LogLine,
+    Receiver,
+    Revision,
+    Started,
+    WorkerReport,
+)
 
 Progress = Callable[[str, str], None]
 
@@ -20,8 +28,13 @@ class WorkerLink(Protocol):
     @property
     def worker_id(self) -> str: ...
 
+    @property
+    def load(self) -> Load:
+        """What it has in hand, as its last reply said."""
+        ...
+
     def report(self) -> WorkerReport:
-        """Its load as last heard of."""
+        """The whole of it as last heard of."""
         ...
 
     def register(self, revision: Revision) -> None:
@@ -37,7 +50,7 @@ class WorkerLink(Protocol):
         ...
 
     def invoke(self, invocation: Invocation, receiver: Receiver) -> Started:
-        """Begin it for the receiver. Raises FaasdError at once where it cannot begin."""
+        """Begin an invocation. Raises FaasdError at once, or has its receiver told."""
         ...
 
     def logs(self, function: str, *, tail: int, follow: bool) -> AsyncIterator[LogLine]: ...

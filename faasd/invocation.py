@@ -5,7 +5,6 @@ Plain frozen values with a msgpack-able form each. Durations are seconds unless 
 
 from __future__ import annotations
 
-import asyncio
 import enum
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
@@ -13,7 +12,6 @@ from typing import Any, Protocol
 
 from faasd.errors import FaasdError
 from faasd.spec import FunctionSpec, validate_spec
-from faasd.streams import close
 
 PHASES = ("queue", "sandbox", "libs", "load", "exec")
 
@@ -104,30 +102,16 @@ class Started(Protocol):
         ...
 
 
-class Awaited:
-    """A receiver for one who waits. Owned by the event loop."""
+@dataclass(slots=True)
+class Load:
+    """How much a worker has in hand, from all its controllers: the figures of the latest `seq`.
 
-    def __init__(self) -> None:
-        self._reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    `outstanding` are invocations queued or running there, `running` those that an instance has.
+    """
 
-    def answered(self, reply: Reply) -> None:
-        self._reply.set_result(reply)
-
-    def failed(self, error: FaasdError) -> None:
-        self._reply.set_exception(error)
-
-    async def reply(self, started: Started) -> Reply:
-        """What became of it. Raises FaasdError; the waiter's cancellation cancels it."""
-        try:
-            return await self._reply
-        except asyncio.CancelledError:
-            if self._reply.done() and not self._reply.cancelled():
-                # It came at the same moment: nobody will read its stream.
-                if self._reply.exception() is None:
-                    await close(self._reply.result().chunks)
-            else:
-                started.cancel()
-            raise
+    seq: int = 0
+    outstanding: int = 0
+    running: int = 0
 
 
 @dataclass(frozen=True, slots=True)

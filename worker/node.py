@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import IO, Any
 
@@ -20,7 +19,6 @@ from faasd.invocation import (
     Receiver,
     Revision,
     Started,
-    StartKind,
     WorkerReport,
 )
 from faasd.policies.eviction import Holder, least_recently_used
@@ -36,6 +34,7 @@ from worker.layers import Layers
 from worker.output import LogBook
 from worker.sandbox import Progress, Sandboxes
 from worker.service import RevisionService, no_progress
+from worker.tally import Tally
 
 log = get_logger("worker.node")
 
@@ -66,8 +65,7 @@ class Node:
         self._logs = LogBook(settings.log_lines)
         self._services: dict[str, RevisionService] = {}
         self._retiring: set[RevisionService] = set()
-        self._starts: Counter[str] = Counter()
-        self._warm = 0
+        self.load = Tally()
         self._inventory = inventory or GpuInventory()
         # Containers share neither the daemon's pipes nor its IPC namespace.
         pipes = settings.mps_pipes if settings.runtime != "docker" else None
@@ -172,7 +170,7 @@ class Node:
             error.extra["output"] = printed[-_OUTPUT_CHARACTERS:]
 
     def invoke(self, invocation: Invocation, receiver: Receiver) -> Started:
-        """Begin an invocation for the receiver. Raises FaasdError at once where it cannot begin."""
+        """Begin an invocation. Raises FaasdError at once, or has its receiver told."""
         if self._draining:
             self._check_open()
         service = self._services.get(f"{invocation.function}@{invocation.revision}")
@@ -201,7 +199,7 @@ class Node:
             gpu_fault=self._inventory.fault,
             runtimes=self._sandboxes.runtimes(),
             functions=[service.report() for service in self._services.values()],
-            starts=dict(self._starts + Counter({str(StartKind.WARM): self._warm})),
+            starts=self.load.by_kind(),
             sandboxes=self._sandboxes.sandboxes(),
         )
 
@@ -237,14 +235,8 @@ class Node:
             template_keep_alive_s=self._settings.template_keep_alive_s,
             cancel_grace_s=self._settings.cancel_grace_s,
             emptied=self._on_emptied,
-            started=self._count_start,
+            tally=self.load,
         )
-
-    def _count_start(self, kind: StartKind) -> None:
-        if kind is StartKind.WARM:
-            self._warm += 1
-        else:
-            self._starts[str(kind)] += 1
 
     def _on_emptied(self, service: RevisionService) -> None:
         if service in self._retiring:

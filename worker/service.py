@@ -50,6 +50,7 @@ from worker.gpus.desk import GpuDesk
 from worker.gpus.ledger import needs_gpu, request_of
 from worker.pool import Pool, PoolLimits
 from worker.sandbox import Exit, Output, Placed, Progress, Sandbox, Sandboxes, Span
+from worker.tally import Tally
 
 log = get_logger("worker.service")
 
@@ -79,7 +80,7 @@ class RevisionService:
         template_keep_alive_s: float,
         cancel_grace_s: float,
         emptied: Callable[[RevisionService], None],
-        started: Callable[[StartKind], None],
+        tally: Tally,
     ) -> None:
         spec = revision.spec
         self.revision = revision
@@ -103,7 +104,7 @@ class RevisionService:
         self._cancel_grace_s = cancel_grace_s
         self._timeout_s = spec.limits.timeout_s
         self._emptied = emptied
-        self._started = started
+        self._tally = tally
         self._sandbox: Sandbox | None = None
         self._generation = 0
         self._running: dict[int, Running] = {}
@@ -137,6 +138,7 @@ class RevisionService:
         pending = Pending(next(_call_ids), invocation, receiver, self, now, deadline)
         wants_decision = self.pool.arrive(pending.id, now, deadline)
         self._pending[pending.id] = pending
+        self._tally.arrived()
         if wants_decision:
             self._step()
         return pending
@@ -522,7 +524,7 @@ class RevisionService:
             else:
                 self._turn_came(pending, now)
             calls.append((identity, pending.meta(now), pending.invocation.body))
-            self._started(kind)
+            self._tally.started(kind)
         try:
             running.handle.call(calls)
         except (ValueError, TypeError, OverflowError) as error:
@@ -625,12 +627,18 @@ class RevisionService:
         running = pending.instance
         if running is None or pending.id not in running.calls:
             return
-        serial = self.pool.read_ahead is not None
-        if not serial and any(other.stop_reason is None for other in running.calls.values()):
+        if self._others_need(running, pending):
             # Somebody still waits for what the same process does; it gets no further calls.
             self._look_again(pending, max(_LEAST_LOOK_S, self._cancel_grace_s))
             return
         self._kill(running, pending.stop_reason or Cancelled("The caller went away."))
+
+    def _others_need(self, running: Running, pending: Pending) -> bool:
+        """Whether ending an instance for a call would hurt another one that it runs."""
+        if self.pool.read_ahead is not None:
+            # What waits behind its turn is queued again, and what runs before it is not its.
+            return next(iter(running.calls.values())) is not pending
+        return any(other.stop_reason is None for other in running.calls.values())
 
     def _kill(self, running: Running, reason: FaasdError) -> None:
         running.why_killed = reason
@@ -662,7 +670,7 @@ class RevisionService:
         """The caller is gone: drop the call if it waits, stop it if it runs."""
         self.pool.cancel(pending.id)
         if pending.instance is None:
-            self._pending.pop(pending.id, None)
+            self._forget(pending)
             self._step()
             return
         if pending.stream is not None:
@@ -690,9 +698,7 @@ class RevisionService:
 
     def answered(self, pending: Pending, reply: Reply | None, took_s: float | None) -> None:
         """A call came to its end; `reply` is None for the end of a stream."""
-        del self._pending[pending.id]
-        if pending.timer is not None:
-            pending.timer.cancel()
+        self._forget(pending)
         if pending.stream is not None:
             pending.stream.end()
         elif reply is not None:
@@ -751,6 +757,7 @@ class RevisionService:
             pending.fail(error)
         for pending in running.calls.values():
             # It had not begun: the pool has it in its queue again.
+            self._tally.returned(pending.kind)
             pending.instance, pending.due = None, math.inf
         running.calls.clear()
         self._give_back(running)
@@ -759,7 +766,8 @@ class RevisionService:
     def _forget(self, pending: Pending) -> None:
         if pending.timer is not None:
             pending.timer.cancel()
-        self._pending.pop(pending.id, None)
+        if self._pending.pop(pending.id, None) is not None:
+            self._tally.ended(ran=pending.instance is not None)
 
     def _drop(self, pending: Pending, error: FaasdError) -> None:
         self._forget(pending)

@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from faasd.bridges import awaited
 from faasd.errors import BadRequest, FaasdError, Unauthorized, WorkerLost
-from faasd.invocation import Awaited, Invocation, LogLine, Revision
+from faasd.invocation import Invocation, LogLine, Revision
 from faasd.telemetry import get_logger
 from faasd.wire import Answer, Channel, greet_controller
 from worker.node import Node
@@ -139,8 +140,7 @@ class Uplink:
         raise BadRequest(f"Unknown request {method[:40]!r}.")
 
     async def _invoke(self, payload: Any) -> Answer:
-        awaited = Awaited()
-        reply = await awaited.reply(self._node.invoke(Invocation(*payload), awaited))
+        reply = await awaited(self._node.invoke, Invocation(*payload))
         head = [
             reply.status,
             reply.content_type,

@@ -7,7 +7,15 @@ from pathlib import Path
 
 from controller.daemon import Controller
 from controller.links import Progress
-from faasd.invocation import Invocation, LogLine, Receiver, Revision, Started, WorkerReport
+from faasd.invocation import (
+    Invocation,
+    Load,
+    LogLine,
+    Receiver,
+    Revision,
+    Started,
+    WorkerReport,
+)
 from faasd.settings import ControllerSettings, WorkerSettings
 from worker.node import Node
 from worker.sandboxes import make_sandboxes
@@ -36,6 +44,10 @@ class LocalLink:
     @property
     def worker_id(self) -> str:
         return self._node.id
+
+    @property
+    def load(self) -> Load:
+        return self._node.load
 
     def report(self) -> WorkerReport:
         return self._node.report()

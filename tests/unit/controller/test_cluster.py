@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from controller.cluster import ClusterServer, RemoteLink
 from controller.workers import Member, Workers, WorkerStatus
 from faasd.blobs import BlobStore
+from faasd.bridges import awaited
 from faasd.errors import (
     BadRequest,
     Conflict,
@@ -38,7 +39,6 @@ from tests.unit.worker.nodes import (
     CODE,
     GatedSandboxes,
     Held,
-    asked,
     call,
     outcome,
     revision,
@@ -83,7 +83,7 @@ class Controller:
         return member.link
 
     def ask(self, *args: Any, **kwargs: Any) -> asyncio.Future[Reply]:
-        return asyncio.ensure_future(asked(self.link(), call(*args, **kwargs)))
+        return asyncio.ensure_future(awaited(self.link().invoke, call(*args, **kwargs)))
 
 
 @contextlib.asynccontextmanager
@@ -188,7 +188,7 @@ async def test_a_worker_learns_the_revisions_that_were_active_before_it_came(
         controller.workers.activate(revision())
         async with started(Worker(tmp_path, controller.server.port)):
             await until(controller.member)
-            reply = await asked(controller.link(), call(b"hello"))
+            reply = await awaited(controller.link().invoke, call(b"hello"))
 
     assert (reply.status, reply.body, reply.worker) == (200, b"hello", "n1")
     assert (reply.start, reply.chunks) == (StartKind.COLD, None)
@@ -216,14 +216,14 @@ async def test_errors_cross_with_all_they_carry(tmp_path: Path) -> None:
     async with cluster(tmp_path, FakeSandboxes({"fail": fail})) as (controller, _worker):
         controller.workers.activate(revision("fail"))
         with pytest.raises(HandlerError, match="KeyError") as raised:
-            await asked(controller.link(), call(b"k", "fail"))
+            await awaited(controller.link().invoke, call(b"k", "fail"))
         assert (raised.value.extra["worker"], raised.value.extra["start"]) == ("n1", "cold")
         assert len(raised.value.extra["timings"]) == 5
 
         with pytest.raises(FunctionNotFound, match="r2"):
-            await asked(controller.link(), call(identity="r2"))
+            await awaited(controller.link().invoke, call(identity="r2"))
         with pytest.raises(DeadlineExceeded):
-            await asked(controller.link(), call(name="fail", remaining_s=0))
+            await awaited(controller.link().invoke, call(name="fail", remaining_s=0))
 
 
 @in_loop
@@ -267,7 +267,7 @@ async def test_a_stream_crosses_chunk_by_chunk(tmp_path: Path) -> None:
     counting = Counting(3)
     async with cluster(tmp_path, FakeSandboxes({"count": counting})) as (controller, _worker):
         controller.workers.activate(revision("count"))
-        reply = await asked(controller.link(), call(name="count"))
+        reply = await awaited(controller.link().invoke, call(name="count"))
         assert reply.chunks is not None
         early = [await anext(reply.chunks) for _ in range(3)]
         assert not counting.ended.is_set()
@@ -283,7 +283,7 @@ async def test_a_stream_closed_early_stops_the_handler(tmp_path: Path, taken: in
     counting = Counting(3)
     async with cluster(tmp_path, FakeSandboxes({"count": counting})) as (controller, worker):
         controller.workers.activate(revision("count"))
-        reply = await asked(controller.link(), call(name="count"))
+        reply = await awaited(controller.link().invoke, call(name="count"))
         assert reply.chunks is not None
         for _ in range(taken):
             await anext(reply.chunks)
@@ -301,11 +301,11 @@ async def test_a_stream_that_is_not_read_holds_up_its_function_and_no_other(tmp_
     async with cluster(tmp_path, FakeSandboxes({"count": counting})) as (controller, _worker):
         controller.workers.activate(revision("count"))
         controller.workers.activate(revision())
-        reply = await asked(controller.link(), call(name="count"))
+        reply = await awaited(controller.link().invoke, call(name="count"))
         assert reply.chunks is not None
         await until(lambda: counting.produced > 32)
         for _ in range(20):
-            await asked(controller.link(), call())
+            await awaited(controller.link().invoke, call())
 
         assert counting.produced < 40
         assert sum([len(chunk) async for chunk in reply.chunks]) == 200 << 16
@@ -324,7 +324,7 @@ async def test_files_are_fetched_over_the_connection_and_verified(tmp_path: Path
         names = {path.name for path in fetched.glob("??/*")}
         assert names == {CODE, hashlib.sha256(weights).hexdigest()}
         assert (fetched / digest[:2] / digest).read_bytes() == weights
-        assert (await asked(controller.link(), call())).start is StartKind.WARM
+        assert (await awaited(controller.link().invoke, call())).start is StartKind.WARM
     assert stages.count("fetch") == 2
 
 
@@ -370,20 +370,20 @@ async def test_without_a_connection_there_are_no_files() -> None:
 async def test_a_retired_revision_is_retired_on_the_worker(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (controller, worker):
         controller.workers.activate(revision())
-        await asked(controller.link(), call())
+        await awaited(controller.link().invoke, call())
 
         controller.workers.retire("default/echo", "r1")
 
         await until(lambda: not worker.node.report().functions)
         with pytest.raises(FunctionNotFound):
-            await asked(controller.link(), call())
+            await awaited(controller.link().invoke, call())
 
 
 @in_loop
 async def test_reports_keep_the_controllers_view_fresh(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (controller, _worker):
         controller.workers.activate(revision())
-        await asked(controller.link(), call())
+        await awaited(controller.link().invoke, call())
 
         await until(lambda: [f.idle for f in controller.link().report().functions] == [1])
         assert controller.link().report().starts == {"cold": 1}
@@ -394,7 +394,7 @@ async def test_logs_cross_as_a_tail_and_as_they_come(tmp_path: Path) -> None:
     sandboxes = FakeSandboxes()
     async with cluster(tmp_path, sandboxes) as (controller, worker):
         controller.workers.activate(revision())
-        await asked(controller.link(), call())
+        await awaited(controller.link().invoke, call())
         [sandbox] = sandboxes.open_sandboxes
         for n in range(3):
             sandbox.output("i1", "q1", "stdout", f"line {n}")
@@ -539,7 +539,7 @@ async def test_a_worker_that_leaves_politely_gets_nothing_new_and_finishes_what_
         with pytest.raises(Unavailable):
             controller.workers.choose("default/hold@r1")
         with pytest.raises(Unavailable, match="shutting down"):
-            await asked(controller.link(), call(b"3", "hold"))
+            await awaited(controller.link().invoke, call(b"3", "hold"))
         held.finish()
         await until(lambda: b"2" in held.running)
         held.finish()
@@ -556,7 +556,7 @@ async def test_a_worker_leaves_only_when_its_last_stream_was_taken(tmp_path: Pat
     sandboxes = FakeSandboxes({"count": counting})
     async with cluster(tmp_path, sandboxes, grace_s=1000) as (controller, worker):
         controller.workers.activate(revision("count"))
-        reply = await asked(controller.link(), call(name="count"))
+        reply = await awaited(controller.link().invoke, call(name="count"))
         await counting.ended.wait()
 
         leaving = asyncio.ensure_future(worker.uplink.aclose())
@@ -601,15 +601,15 @@ async def test_workers_join_the_controllers_successor_and_drop_what_it_does_not_
         await until(first.member)
         for identity in ("r1", "r2"):
             first.workers.activate(revision(identity=identity))
-            await asked(first.link(), call(identity=identity))
+            await awaited(first.link().invoke, call(identity=identity))
     await until(lambda: worker.uplink._channel is None)
 
     async with controlling(tmp_path, port=first.server.port) as second:
         second.workers.activate(revision(identity="r2"))
         await until(second.member)
-        assert (await asked(second.link(), call(identity="r2"))).start is StartKind.WARM
+        assert (await awaited(second.link().invoke, call(identity="r2"))).start is StartKind.WARM
         with pytest.raises(FunctionNotFound):
-            await asked(second.link(), call(identity="r1"))
+            await awaited(second.link().invoke, call(identity="r1"))
         await worker.uplink.aclose()
     await worker.node.aclose()
 

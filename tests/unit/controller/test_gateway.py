@@ -17,6 +17,7 @@ from faasd.blobs import BlobStore
 from faasd.errors import HandlerError
 from faasd.invocation import (
     Invocation,
+    Load,
     LogLine,
     Receiver,
     Reply,
@@ -66,6 +67,7 @@ class Failing:
     """A worker on which every invocation fails."""
 
     worker_id = "w"
+    load = Load()
 
     def report(self) -> WorkerReport:
         return WorkerReport("w", 1, 1.0, 1.0, 0.0, 1, [], [], [])

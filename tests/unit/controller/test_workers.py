@@ -16,6 +16,7 @@ from faasd.invocation import (
     FunctionReport,
     GpuReport,
     Invocation,
+    Load,
     LogLine,
     Receiver,
     Revision,
@@ -34,6 +35,7 @@ class NearWorker:
     def __init__(self, worker_id: str, *, slots: int = 2) -> None:
         self.worker_id = worker_id
         self.slots = slots
+        self.load = Load()
         self.functions: list[FunctionReport] = []
         self.gpus: list[GpuReport] = []
         self.minimums: dict[str, int] = {}

@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from controller.links import WorkerLink
 from faasd.errors import FaasdError
-from faasd.invocation import Awaited, Invocation, Reply, Revision
+from faasd.invocation import Invocation, Revision
 from faasd.settings import WorkerSettings, build
 from faasd.spec import validate_spec
 from tests.platform import pack
@@ -131,15 +130,3 @@ async def outcome(work: asyncio.Future[Any]) -> FaasdError:
     found = (await asyncio.gather(work, return_exceptions=True))[0]
     assert isinstance(found, FaasdError), found
     return found
-
-
-async def invoked(node: Node, invocation: Invocation) -> Reply:
-    """What becomes of an invocation. Raises what it fails with."""
-    awaited = Awaited()
-    return await awaited.reply(node.invoke(invocation, awaited))
-
-
-async def asked(link: WorkerLink, invocation: Invocation) -> Reply:
-    """The same of a worker's link."""
-    awaited = Awaited()
-    return await awaited.reply(link.invoke(invocation, awaited))

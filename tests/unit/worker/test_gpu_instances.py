@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from faasd.bridges import awaited
 from faasd.errors import (
     DeployFailed,
     FaasdError,
@@ -24,7 +25,7 @@ from faasd.errors import (
 from faasd.invocation import GpuReport, Reply, Revision
 from tests.loops import in_loop, until
 from tests.unit.worker import nodes
-from tests.unit.worker.nodes import Held, call, invoked, outcome
+from tests.unit.worker.nodes import Held, call, outcome
 from worker.gpus.inventory import GpuInventory
 from worker.gpus.nvml import GpuProcess, GpuReading, Mute, Nvml, Reading
 from worker.node import Node
@@ -71,7 +72,7 @@ class Machine:
         return made
 
     def ask(self, name: str, body: bytes = b"x", identity: str = "r1") -> asyncio.Future[Reply]:
-        return asyncio.ensure_future(invoked(self.node, call(body, name, identity)))
+        return asyncio.ensure_future(awaited(self.node.invoke, call(body, name, identity)))
 
     def instances(self) -> list[FakeInstance]:
         found = [one for box in self.sandboxes.open_sandboxes for one in box.instances().values()]

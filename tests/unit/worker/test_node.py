@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from faasd.bridges import awaited
 from faasd.errors import (
     BadRequest,
     Conflict,
@@ -32,7 +33,6 @@ from tests.unit.worker.nodes import (
     Held,
     OnDisk,
     call,
-    invoked,
     make_node,
     outcome,
     revision,
@@ -44,7 +44,7 @@ from worker.sandboxes.fake import FakeInstance, FakeSandbox, FakeSandboxes
 
 
 def ask(node: Node, *args: Any, **kwargs: Any) -> asyncio.Future[Reply]:
-    return asyncio.ensure_future(invoked(node, call(*args, **kwargs)))
+    return asyncio.ensure_future(awaited(node.invoke, call(*args, **kwargs)))
 
 
 def the_sandbox(sandboxes: FakeSandboxes) -> FakeSandbox:
@@ -62,7 +62,7 @@ def the_instance(sandboxes: FakeSandboxes) -> FakeInstance:
 async def test_an_invocation_is_answered_by_its_function(tmp_path: Path) -> None:
     async with running(tmp_path) as node:
         node.register(revision())
-        reply = await invoked(node, call(b"hello"))
+        reply = await awaited(node.invoke, call(b"hello"))
 
     assert (reply.status, reply.body, reply.chunks) == (200, b"hello", None)
     assert (reply.content_type, reply.worker) == ("application/octet-stream", "n1")
@@ -75,7 +75,7 @@ async def test_the_settings_choose_the_kind_of_sandboxes(tmp_path: Path) -> None
     await node.start()
     node.register(revision())
 
-    assert (await invoked(node, call(b"hello"))).body == b"hello"
+    assert (await awaited(node.invoke, call(b"hello"))).body == b"hello"
     await node.aclose()
 
 
@@ -84,7 +84,7 @@ async def test_a_value_is_answered_as_json(tmp_path: Path) -> None:
     sandboxes = FakeSandboxes({"length": len})
     async with running(tmp_path, sandboxes) as node:
         node.register(revision("length"))
-        reply = await invoked(node, call(b"four", "length"))
+        reply = await awaited(node.invoke, call(b"four", "length"))
 
     assert (reply.body, reply.content_type) == (b"4", "application/json")
 
@@ -97,11 +97,11 @@ async def test_what_a_handler_raises_is_the_callers_to_see(tmp_path: Path) -> No
     async with running(tmp_path, FakeSandboxes({"divide": divide})) as node:
         node.register(revision("divide"))
         with pytest.raises(HandlerError, match="ZeroDivisionError") as caught:
-            await invoked(node, call(b"", "divide"))
+            await awaited(node.invoke, call(b"", "divide"))
 
         assert caught.value.extra["start"] == "cold"
         assert caught.value.extra["worker"] == "n1"
-        assert (await invoked(node, call(b"12", "divide"))).start is StartKind.WARM
+        assert (await awaited(node.invoke, call(b"12", "divide"))).start is StartKind.WARM
 
 
 @in_loop
@@ -109,7 +109,7 @@ async def test_a_result_that_cannot_be_sent_is_refused(tmp_path: Path) -> None:
     async with running(tmp_path, FakeSandboxes({"make": lambda _body: object()})) as node:
         node.register(revision("make"))
         with pytest.raises(UnserialisableResult):
-            await invoked(node, call(b"", "make"))
+            await awaited(node.invoke, call(b"", "make"))
 
 
 @in_loop
@@ -117,7 +117,7 @@ async def test_a_revision_that_is_not_known_is_not_found(tmp_path: Path) -> None
     async with running(tmp_path) as node:
         node.register(revision())
         with pytest.raises(FunctionNotFound, match="r2"):
-            await invoked(node, call(identity="r2"))
+            await awaited(node.invoke, call(identity="r2"))
 
 
 @in_loop
@@ -126,7 +126,7 @@ async def test_revisions_of_one_function_live_beside_each_other(tmp_path: Path) 
     async with running(tmp_path, sandboxes) as node:
         node.register(revision(identity="r1"))
         node.register(revision(identity="r2"))
-        await asyncio.gather(*(invoked(node, call(identity=one)) for one in ("r1", "r2")))
+        await asyncio.gather(*(awaited(node.invoke, call(identity=one)) for one in ("r1", "r2")))
 
         assert len(sandboxes.open_sandboxes) == 2
 
@@ -157,7 +157,7 @@ async def test_what_a_call_waited_for_is_told_by_kind_and_timings(tmp_path: Path
     sandboxes = FakeSandboxes(load_s=0.02, fork_s=0.01, exec_s=0.005)
     async with running(tmp_path, sandboxes) as node:
         node.register(revision())
-        cold, warm = await invoked(node, call()), await invoked(node, call())
+        cold, warm = await awaited(node.invoke, call()), await awaited(node.invoke, call())
 
     assert (cold.start, warm.start) == (StartKind.COLD, StartKind.WARM)
     assert min(cold.timings.load, cold.timings.sandbox) > 0
@@ -255,11 +255,11 @@ async def test_a_template_that_dies_idle_is_opened_again_by_the_next_call(tmp_pa
     sandboxes = FakeSandboxes()
     async with running(tmp_path, sandboxes) as node:
         node.register(revision())
-        await invoked(node, call())
+        await awaited(node.invoke, call())
         the_sandbox(sandboxes).die()
         await until(lambda: node.report().functions[0].idle == 0)
 
-        assert (await invoked(node, call())).start is StartKind.COLD
+        assert (await awaited(node.invoke, call())).start is StartKind.COLD
         assert sandboxes.opened == 2
 
 
@@ -268,15 +268,15 @@ async def test_a_sandbox_that_was_replaced_takes_nothing_along(tmp_path: Path) -
     sandboxes = FakeSandboxes()
     async with running(tmp_path, sandboxes) as node:
         node.register(revision())
-        await invoked(node, call())
+        await awaited(node.invoke, call())
         former = the_sandbox(sandboxes)
         former.die()
         await until(lambda: node.report().functions[0].idle == 0)
-        await invoked(node, call())
+        await awaited(node.invoke, call())
 
         former.die()
 
-        assert (await invoked(node, call())).start is StartKind.WARM
+        assert (await awaited(node.invoke, call())).start is StartKind.WARM
         assert node.report().functions[0].template == "ready"
         assert sandboxes.opened == 2
 
@@ -317,6 +317,7 @@ async def test_a_queued_call_that_is_cancelled_never_runs(tmp_path: Path) -> Non
         await until(lambda: held.running)
 
         second.cancel()
+        await until(lambda: node.report().functions[0].queued == 1)
         held.finish()
         await until(lambda: b"3" in held.running)
         held.finish()
@@ -379,7 +380,7 @@ async def test_a_handler_that_does_not_stop_when_told_is_killed(tmp_path: Path) 
 
         first.cancel()
 
-        assert (await invoked(node, call(b"next", "stubborn"))).body == b"next"
+        assert (await awaited(node.invoke, call(b"next", "stubborn"))).body == b"next"
         assert the_instance(sandboxes) is not instance
         stubborn.release.set()
 
@@ -396,7 +397,7 @@ async def test_an_instance_with_a_handler_that_should_have_stopped_gets_no_more_
         first.cancel()
         await until(lambda: stubborn.told)
 
-        assert (await invoked(node, call(b"next", "stubborn"))).start is StartKind.FORK
+        assert (await awaited(node.invoke, call(b"next", "stubborn"))).start is StartKind.FORK
         stubborn.release.set()
 
 
@@ -415,7 +416,7 @@ async def test_a_caller_who_leaves_as_the_deadline_passes_has_the_handler_told_o
 
         await until(lambda: asked.done() and stubborn.told)
         stubborn.release.set()
-        assert (await invoked(node, call(b"next", "stubborn"))).start is StartKind.WARM
+        assert (await awaited(node.invoke, call(b"next", "stubborn"))).start is StartKind.WARM
         assert stubborn.told == 1
 
 
@@ -425,7 +426,7 @@ async def test_a_deadline_that_has_passed_is_refused_at_once(tmp_path: Path) -> 
     async with running(tmp_path, sandboxes) as node:
         node.register(revision())
         with pytest.raises(DeadlineExceeded, match="when the invocation arrived"):
-            await invoked(node, call(remaining_s=0.0))
+            await awaited(node.invoke, call(remaining_s=0.0))
 
         assert sandboxes.opened == 0
 
@@ -439,7 +440,7 @@ async def test_a_deadline_that_passes_in_the_queue_ends_the_wait(tmp_path: Path)
         await until(lambda: held.running)
 
         with pytest.raises(DeadlineExceeded, match="while it waited"):
-            await invoked(node, call(b"2", "hold", remaining_s=0.01))
+            await awaited(node.invoke, call(b"2", "hold", remaining_s=0.01))
 
         held.finish()
         assert (await first).body == b"done"
@@ -451,7 +452,7 @@ async def test_a_deadline_that_passes_in_the_handler_stops_it(tmp_path: Path) ->
     async with running(tmp_path, FakeSandboxes({"hold": held})) as node:
         node.register(revision("hold"))
         with pytest.raises(DeadlineExceeded, match="while it ran"):
-            await invoked(node, call(b"1", "hold", remaining_s=0.05))
+            await awaited(node.invoke, call(b"1", "hold", remaining_s=0.05))
 
         await until(lambda: held.cancelled == [b"1"])
 
@@ -465,7 +466,7 @@ async def test_a_function_past_its_timeout_is_killed_and_another_instance_serves
     async with running(tmp_path, sandboxes) as node:
         node.register(revision("hold", limits={"max_instances": 1, "timeout_s": 0.05}))
         with pytest.raises(FunctionTimeout, match=r"timeout_s = 0\.05"):
-            await invoked(node, call(b"1", "hold"))
+            await awaited(node.invoke, call(b"1", "hold"))
 
         second = ask(node, b"2", "hold")
         await until(lambda: b"2" in held.running)
@@ -484,7 +485,7 @@ async def test_a_queue_at_its_limit_refuses_and_says_when_to_come_back(tmp_path:
         await asyncio.sleep(0)
 
         with pytest.raises(QueueFull) as caught:
-            await invoked(node, call(b"3", "hold"))
+            await awaited(node.invoke, call(b"3", "hold"))
         assert caught.value.retry_after_s
 
         while not all(one.done() for one in calls):
@@ -506,7 +507,7 @@ async def test_a_revision_retired_while_it_runs_finishes_what_it_has_then_goes(
         node.retire("default/hold", "r1")
 
         with pytest.raises(FunctionNotFound):
-            await invoked(node, call(b"3", "hold"))
+            await awaited(node.invoke, call(b"3", "hold"))
         held.finish()
         await until(lambda: b"2" in held.running)
         held.finish()
@@ -542,7 +543,7 @@ async def test_retiring_what_is_not_known_is_nothing(tmp_path: Path) -> None:
         node.register(revision())
         node.retire("default/echo", "r2")
 
-        assert (await invoked(node, call())).body == b"x"
+        assert (await awaited(node.invoke, call())).body == b"x"
 
 
 @in_loop
@@ -551,13 +552,13 @@ async def test_keep_only_retires_all_others(tmp_path: Path) -> None:
     async with running(tmp_path, sandboxes) as node:
         for identity in ("r1", "r2", "r3"):
             node.register(revision(identity=identity))
-            await invoked(node, call(identity=identity))
+            await awaited(node.invoke, call(identity=identity))
 
         node.keep_only({"default/echo@r2", "default/other@r1"})
 
         await until(lambda: len(sandboxes.open_sandboxes) == 1)
         assert [one.revision for one in node.report().functions] == ["r2"]
-        assert (await invoked(node, call(identity="r2"))).start is StartKind.WARM
+        assert (await awaited(node.invoke, call(identity="r2"))).start is StartKind.WARM
 
 
 @in_loop
@@ -581,7 +582,7 @@ async def test_an_unused_function_scales_to_nothing_and_comes_back(tmp_path: Pat
     async with running(tmp_path, sandboxes, template_keep_alive_s=0.0) as node:
         node.register(revision(scaling={"keep_alive": 0.0}))
         for opened in (1, 2):
-            assert (await invoked(node, call())).start is StartKind.COLD
+            assert (await awaited(node.invoke, call())).start is StartKind.COLD
             await until(lambda: not sandboxes.open_sandboxes)
             assert sandboxes.opened == opened
 
@@ -593,7 +594,7 @@ async def test_a_prepared_revision_has_an_instance_ready(tmp_path: Path) -> None
     async with running(tmp_path, sandboxes) as node:
         await node.prepare(revision(), lambda stage, _detail: stages.append(stage))
 
-        assert (await invoked(node, call())).start is StartKind.WARM
+        assert (await awaited(node.invoke, call())).start is StartKind.WARM
         await node.prepare(revision())
         assert sandboxes.opened == 1
     assert "template" in stages
@@ -692,7 +693,7 @@ async def test_a_node_that_ends_lets_what_runs_finish(tmp_path: Path) -> None:
     closing = asyncio.ensure_future(node.aclose())
     await asyncio.sleep(0)
     with pytest.raises(Unavailable):
-        await invoked(node, call(b"3", "hold"))
+        await awaited(node.invoke, call(b"3", "hold"))
     with pytest.raises(Unavailable):
         await node.prepare(revision("hold"))
     held.finish()
@@ -735,7 +736,7 @@ async def test_two_nodes_cannot_share_a_folder_but_follow_each_other(tmp_path: P
 
     async with running(tmp_path) as next_one:
         next_one.register(revision())
-        assert (await invoked(next_one, call())).body == b"x"
+        assert (await awaited(next_one.invoke, call())).body == b"x"
 
 
 @in_loop
@@ -743,7 +744,7 @@ async def test_logs_are_kept_per_function_and_followed(tmp_path: Path) -> None:
     sandboxes = FakeSandboxes()
     async with running(tmp_path, sandboxes, log_lines=10) as node:
         node.register(revision())
-        await invoked(node, call())
+        await awaited(node.invoke, call())
         output = the_sandbox(sandboxes).output
         for n in range(15):
             output("i1", "q1", "stdout", f"line {n}")
@@ -821,11 +822,11 @@ async def test_a_generator_is_answered_with_its_chunks(tmp_path: Path) -> None:
     streaming = Streaming([b"a", b"b", b"c"])
     async with running(tmp_path, FakeSandboxes({"stream": streaming})) as node:
         node.register(revision("stream"))
-        reply = await invoked(node, call(b"", "stream"))
+        reply = await awaited(node.invoke, call(b"", "stream"))
         assert reply.chunks is not None
 
         assert [chunk async for chunk in reply.chunks] == [b"a", b"b", b"c"]
-        assert (await invoked(node, call(b"", "stream"))).start is StartKind.WARM
+        assert (await awaited(node.invoke, call(b"", "stream"))).start is StartKind.WARM
 
 
 @in_loop
@@ -833,7 +834,7 @@ async def test_a_stream_that_fails_gives_what_it_had_and_then_the_reason(tmp_pat
     streaming = Streaming([b"a"], fails=KeyError("b"))
     async with running(tmp_path, FakeSandboxes({"stream": streaming})) as node:
         node.register(revision("stream"))
-        reply = await invoked(node, call(b"", "stream"))
+        reply = await awaited(node.invoke, call(b"", "stream"))
         assert reply.chunks is not None
 
         assert await anext(reply.chunks) == b"a"
@@ -848,7 +849,7 @@ async def test_an_instance_that_dies_in_mid_stream_breaks_it_off(tmp_path: Path)
     sandboxes = FakeSandboxes({"stream": streaming})
     async with running(tmp_path, sandboxes) as node:
         node.register(revision("stream"))
-        reply = await invoked(node, call(b"", "stream"))
+        reply = await awaited(node.invoke, call(b"", "stream"))
         assert reply.chunks is not None
         assert await anext(reply.chunks) == b"a"
 
@@ -864,11 +865,11 @@ async def test_a_stream_that_nobody_reads_pauses_its_producer(tmp_path: Path) ->
     async with running(tmp_path, FakeSandboxes({"stream": streaming})) as node:
         node.register(revision("stream", limits={"max_instances": 1}))
         node.register(revision("echo"))
-        reply = await invoked(node, call(b"", "stream"))
+        reply = await awaited(node.invoke, call(b"", "stream"))
         assert reply.chunks is not None
         await until(lambda: streaming.produced > 16)
         for _ in range(20):
-            await invoked(node, call())
+            await awaited(node.invoke, call())
 
         assert streaming.produced < 20
         assert sum([len(chunk) async for chunk in reply.chunks]) == 100 << 16
@@ -881,7 +882,7 @@ async def test_closing_a_stream_early_cancels_its_handler(tmp_path: Path, taken:
     streaming.hold = asyncio.Event()
     async with running(tmp_path, FakeSandboxes({"stream": streaming})) as node:
         node.register(revision("stream", limits={"max_instances": 1}))
-        reply = await invoked(node, call(b"", "stream"))
+        reply = await awaited(node.invoke, call(b"", "stream"))
         assert reply.chunks is not None
         for _ in range(taken):
             await anext(reply.chunks)
