@@ -36,6 +36,8 @@ _room = memoryview(bytearray(_READ))
 _GO = packed(["go"])
 # Frames are joined into one write up to this size, and read so many times before others get a turn.
 _SMALL = 65_536
+_MOST_SPARE = 16 << 20
+_SPARE_S = 5.0
 _READS_AT_ONCE = 4
 
 
@@ -81,6 +83,9 @@ class InstanceLink:
         self._status: int | None = None
         self._why: FaasdError | None = None
         self._requests: dict[int, str] = {}
+        self._files: dict[int, int] = {}
+        self._spare: list[tuple[int, int]] = []
+        self._spare_until: asyncio.TimerHandle | None = None
         for pipe in pipes:
             pipe.before_reading = self.catch_up
 
@@ -146,11 +151,42 @@ class InstanceLink:
         fds: list[int] = []
         for call, meta, body in calls:
             if len(body) >= LARGE and len(fds) < _MAX_FDS:
-                fds.append(_in_memory(body))
+                fds.append(self._file_of(call, body))
                 slim.append((call, meta, len(body)))
             else:
                 slim.append((call, meta, body))
         self._send(packed(["call", slim]), fds)
+
+    def _file_of(self, call: int, body: bytes) -> int:
+        """A file in memory that holds the body of a call; it is kept until the call is over."""
+        if self._spare:
+            fd, _ = self._spare.pop()
+        else:
+            fd = os.memfd_create("faasd-body", os.MFD_CLOEXEC)
+        self._files[call] = fd
+        view = memoryview(body)
+        at = 0
+        while at < len(view):
+            at += os.pwrite(fd, view[at:], at)
+        return fd
+
+    def _put_away(self, call: int) -> None:
+        """The file of a call that is over serves another soon: its memory need not be found anew."""
+        fd = self._files.pop(call, -1)
+        if fd < 0:
+            return
+        size = os.fstat(fd).st_size
+        if self._lost or size + sum(kept for _, kept in self._spare) > _MOST_SPARE:
+            os.close(fd)
+            return
+        self._spare.append((fd, size))
+        if self._spare_until is None:
+            self._spare_until = self._loop.call_later(_SPARE_S, self._drop_spare)
+
+    def _drop_spare(self) -> None:
+        self._spare_until = None
+        while self._spare:
+            os.close(self._spare.pop()[0])
 
     def _send(self, frame: bytes, fds: Sequence[int] = ()) -> None:
         self._outgoing.append((_LENGTH.pack(len(frame)) + frame, fds))
@@ -175,9 +211,7 @@ class InstanceLink:
                 return
             except OSError:
                 # It ended; the reading side hears of it.
-                _close_all(fds)
                 return
-            _close_all(fds)
             if sent < len(data):
                 outgoing.appendleft((memoryview(data)[sent:], ()))
 
@@ -335,10 +369,13 @@ class InstanceLink:
         self._loop.remove_writer(sock.fileno())
         sock.close()
         _close_all(self._received)
-        for _data, fds in self._outgoing:
-            _close_all(fds)
+        _close_all(self._files.values())
         self._received.clear()
+        self._files.clear()
         self._outgoing.clear()
+        if self._spare_until is not None:
+            self._spare_until.cancel()
+        self._drop_spare()
 
     def _finish(self) -> None:
         if self._closed:
@@ -360,7 +397,9 @@ class InstanceLink:
         if kind == "result":
             _, call, status, content_type, headers, exec_ms, body = frame
             if type(body) is int:
-                body = self._beside(body)
+                body = self._of_call(call, body) if call in self._files else self._beside(body)
+            if self._files:
+                self._put_away(call)
             self._settle_output(call)
             self._events.on_result(call, status, content_type, headers, exec_ms, body)
         elif kind == "chunk":
@@ -368,9 +407,11 @@ class InstanceLink:
         elif kind == "start":
             self._events.on_start(*frame[1:5])
         elif kind == "end":
+            self._put_away(frame[1])
             self._settle_output(frame[1])
             self._events.on_end(frame[1], frame[2])
         elif kind == "error":
+            self._put_away(frame[1])
             self._settle_output(frame[1])
             self._events.on_error(frame[1], dict(frame[2]), frame[3])
         elif kind == "printed":
@@ -383,10 +424,21 @@ class InstanceLink:
         else:
             raise ValueError(f"unknown frame {kind!r}")
 
-    def _beside(self, size: int) -> bytes:
-        """The body beside a frame. Raises ValueError unless it is what it is said to be."""
+    def _of_call(self, call: int, size: int) -> bytes:
+        """The body of a reply in the file of its call. Raises ValueError when it is not there."""
+        self._check_size(size)
+        body = os.pread(self._files[call], size, 0)
+        if len(body) != size:
+            raise ValueError("the body is shorter than it was said to be")
+        return body
+
+    def _check_size(self, size: int) -> None:
         if not 0 <= size <= self._largest:
             raise ValueError("body too large")
+
+    def _beside(self, size: int) -> bytes:
+        """The body beside a frame. Raises ValueError unless it is what it is said to be."""
+        self._check_size(size)
         fd = self._received.popleft()
         try:
             # A file in memory that can neither shrink nor block; what else was sent is refused.
@@ -435,16 +487,3 @@ def _send_with(sock: socket.socket, data: bytes | memoryview, fds: Sequence[int]
 def _close_all(fds: Iterable[int]) -> None:
     for fd in fds:
         os.close(fd)
-
-
-def _in_memory(body: bytes) -> int:
-    """A file in memory that holds `body`: its descriptor."""
-    fd = os.memfd_create("faasd-body", os.MFD_CLOEXEC)
-    view = memoryview(body)
-    try:
-        while view:
-            view = view[os.write(fd, view) :]
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd

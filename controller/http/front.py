@@ -155,8 +155,8 @@ class Front(asyncio.Protocol):
             if self._head is not None or len(self._buffer) < self._wanted:
                 self._read_on()
                 return
-            data = bytes(self._buffer)
-            self._buffer.clear()
+            self._take_buffer()
+            return
         self._take(data)
 
     def look_at_watch(self, now: float) -> None:
@@ -196,7 +196,11 @@ class Front(asyncio.Protocol):
         self._flight = None
         self._reply(*problem(error, self._request_id, invoked=True))
 
-    def _take(self, data: bytes) -> None:
+    def _take_buffer(self) -> None:
+        data, self._buffer = self._buffer, bytearray()
+        self._take(data)
+
+    def _take(self, data: bytes | bytearray) -> None:
         """What was read, from the beginning of a request."""
         end = data.find(b"\r\n\r\n")
         if end < 0:
@@ -208,7 +212,7 @@ class Front(asyncio.Protocol):
         if self._lobby.closing:
             self._transport.close()
             return
-        head = self._lobby.heads.read(data[:end])
+        head = self._lobby.heads.read(bytes(data[:end]))
         if head is None or head.length > LARGEST_WHOLE:
             self._hand_over(data)
             return
@@ -220,12 +224,12 @@ class Front(asyncio.Protocol):
         self._head = head
         if len(data) > stop:
             self._buffer += data[stop:]
-        self._begin(head, data[end:stop])
+        self._begin(head, bytes(memoryview(data)[end:stop]))
 
-    def _wait_for_more(self, data: bytes, wanted: int) -> None:
+    def _wait_for_more(self, data: bytes | bytearray, wanted: int) -> None:
         if not self._wanted:
             self._since = clock.monotonic()
-        self._buffer = bytearray(data)
+        self._buffer = data if isinstance(data, bytearray) else bytearray(data)
         self._wanted = wanted
         self._read_on()
 
@@ -327,9 +331,7 @@ class Front(asyncio.Protocol):
             return
         if self._transport.is_closing():
             return
-        data = bytes(self._buffer)
-        self._buffer.clear()
-        self._take(data)
+        self._take_buffer()
         self._read_on()
 
     def _read_on(self) -> None:
@@ -388,7 +390,7 @@ class Front(asyncio.Protocol):
         if self._drained is not None:
             await self._drained.wait()
 
-    def _hand_over(self, data: bytes) -> None:
+    def _hand_over(self, data: bytes | bytearray) -> None:
         """The connection is aiohttp's from now on, and so is what was read of it."""
         transport = self._transport
         self._lobby.fronts.discard(self)
@@ -397,7 +399,7 @@ class Front(asyncio.Protocol):
         protocol = self._lobby.hand_over()
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
-        protocol.data_received(data)
+        protocol.data_received(bytes(data))
 
     def _leave(self) -> None:
         """The connection is gone, and nobody is left to take a reply."""

@@ -3,7 +3,7 @@
 Control sockets are SOCK_SEQPACKET: one msgpack array per packet, descriptors riding along
 (SCM_RIGHTS). Data sockets are streams of frames: a 4-byte big-endian length, then a msgpack array.
 A large body is not in its frame but beside it: a file in memory, whose descriptor rides along and
-whose size stands where the body would.
+whose size stands where the body would. A large reply to a large call is put into the call's file.
 """
 
 from __future__ import annotations
@@ -83,13 +83,9 @@ class FrameStream:
         self._data, self._at = data, end
         return msgpack.unpackb(memoryview(data)[at:end])  # type: ignore[no-any-return]
 
-    def body(self, size: int) -> bytes:
-        """The body that came beside its frame, as a file in memory."""
-        fd = self._fds.popleft()
-        try:
-            return _whole(fd, size)
-        finally:
-            os.close(fd)
+    def file(self) -> int:
+        """The descriptor that came beside a frame, in the order of the frames; now the caller's."""
+        return self._fds.popleft()
 
     def coming(self) -> list[list[Any]]:
         """The whole frames that `read` will give next, as far as they are here. Takes none away."""
@@ -158,10 +154,8 @@ class FrameStream:
 def in_memory(body: bytes) -> int:
     """A sealed file in memory that holds `body`: its descriptor, to be sent beside a frame."""
     fd = os.memfd_create("faasd-body", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    view = memoryview(body)
     try:
-        while view:
-            view = view[os.write(fd, view) :]
+        to_memory(fd, body)
         fcntl.fcntl(fd, _ADD_SEALS, _SEALS)
     except BaseException:
         os.close(fd)
@@ -169,7 +163,8 @@ def in_memory(body: bytes) -> int:
     return fd
 
 
-def _whole(fd: int, size: int) -> bytes:
+def from_memory(fd: int, size: int) -> bytes:
+    """The first `size` bytes of a file in memory."""
     parts = []
     at = 0
     while at < size:
@@ -179,6 +174,14 @@ def _whole(fd: int, size: int) -> bytes:
         parts.append(part)
         at += len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def to_memory(fd: int, body: bytes) -> None:
+    """Put `body` at the beginning of a file in memory."""
+    view = memoryview(body)
+    at = 0
+    while at < len(view):
+        at += os.pwrite(fd, view[at:], at)
 
 
 class Packing:

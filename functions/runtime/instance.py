@@ -14,7 +14,8 @@ and back:
     ["error", id, problem, exec ms]
     ["printed"]                          output lies in the pipes; it waits for "go"
 
-A body of `frames.LARGE` bytes or more is its size, and a file in memory beside the frame. A sync
+A body of `frames.LARGE` bytes or more is its size, and a file in memory beside the frame, or the
+one that came with its call. A sync
 instance may be sent further calls ahead of their turn; it answers in order. `meta` is {"request_id", "content_type", "headers", "remaining_s", "attempt", "events"}; a problem
 is {"code", "message", "type", "traceback"}. A sync instance gets SIGUSR1 besides "cancel", which
 raises InvocationCancelled in the handler if its call is the one that is meant.
@@ -91,6 +92,7 @@ class Serial:
         self._function = function
         self._link = link
         self._waiting: deque[list[Any]] = deque()
+        self._files: dict[int, int] = {}
         self._call: int | None = None
         self._running = False
         self._writing = False
@@ -108,11 +110,14 @@ class Serial:
             calls = frame[1]
             for call in calls:
                 if type(call[2]) is int:
-                    call[2] = self._link.body(call[2])
+                    file = self._files[call[0]] = self._link.file()
+                    call[2] = frames.from_memory(file, call[2])
             if batched:
                 self._batch(calls, started)
             else:
                 self._single(*calls[0], started=started)
+            while self._files:
+                os.close(self._files.popitem()[1])
 
     def _on_cancel(self, _signum: int, _frame: Any) -> None:
         # The call that is meant may have been answered while the signal was on its way, and the
@@ -141,6 +146,11 @@ class Serial:
             raise InvocationCancelled
 
     def _write_beside(self, message: list[Any], body: bytes) -> None:
+        file = self._files.get(message[1])
+        if file is not None:
+            frames.to_memory(file, body)
+            self._link.write([*message, len(body)])
+            return
         fd = frames.in_memory(body)
         try:
             self._link.write_with([*message, len(body)], fd)
