@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 from controller.links import Progress
 from controller.workers import Member, Workers, WorkerStatus
 from faasd.blobs import BlobStore, check_digest
-from faasd.bridges import begun
 from faasd.errors import BadRequest, Conflict, FaasdError, NotFound, Unauthorized
+from faasd.framing import Connection
+from faasd.greeting import greet_worker
 from faasd.invocation import (
     Invocation,
     Load,
@@ -29,12 +30,13 @@ from faasd.invocation import (
     WorkerReport,
 )
 from faasd.telemetry import get_logger
-from faasd.wire import Answer, Channel, greet_worker
+from faasd.wire import Answer, Call, Channel, Request
 
 log = get_logger("controller.cluster")
 
 _GREETING_PATIENCE_S = 10.0
 _BACKLOG = 128
+_START_KINDS = {kind.value: kind for kind in StartKind}
 
 
 class RemoteLink:
@@ -43,17 +45,22 @@ class RemoteLink:
     def __init__(self, channel: Channel, report: WorkerReport) -> None:
         self._channel = channel
         self._report = report
+        self.worker_id = report.id
         self.load = Load()
-
-    @property
-    def worker_id(self) -> str:
-        return self._report.id
 
     def report(self) -> WorkerReport:
         return self._report
 
     def heard(self, report: WorkerReport) -> None:
         self._report = report
+
+    def heard_load(self, plain: list[int]) -> None:
+        """Take over what the worker says it has in hand. Raises for what is no load."""
+        seq, outstanding, running = plain
+        if not type(seq) is type(outstanding) is type(running) is int:
+            raise TypeError("a load is three numbers")
+        load = self.load
+        load.seq, load.outstanding, load.running = seq, outstanding, running
 
     def register(self, revision: Revision) -> None:
         self._channel.notify("register", revision.to_plain())
@@ -66,46 +73,78 @@ class RemoteLink:
 
     async def prepare(self, revision: Revision, progress: Progress) -> None:
         answer = await self._channel.call("prepare", revision.to_plain())
-        assert answer.items is not None
-        async for stage, detail in answer.items:
-            progress(str(stage), str(detail))
+        async with _closing(answer) as stages:
+            async for stage, detail in stages:
+                progress(str(stage), str(detail))
 
     def invoke(self, invocation: Invocation, receiver: Receiver) -> Started:
-        return begun(self._invoke(invocation), receiver)
-
-    async def _invoke(self, invocation: Invocation) -> Reply:
-        answer = await self._channel.call("invoke", pack_invocation(invocation))
-        status, content_type, headers, start, timings, body = answer.payload
-        return Reply(
-            status=status,
-            content_type=content_type,
-            headers=headers,
-            start=StartKind(start),
-            timings=Timings(*timings),
-            worker=self.worker_id,
-            body=body,
-            chunks=answer.items,
-        )
+        call = _Invocation(self, receiver)
+        self._channel.begin(call, "invoke", _plain(invocation), body=invocation.body)
+        return call
 
     async def logs(self, function: str, *, tail: int, follow: bool) -> AsyncIterator[LogLine]:
         answer = await self._channel.call("logs", [function, tail, follow])
-        assert answer.items is not None
-        async for plain in answer.items:
-            yield LogLine(**plain)
+        async with _closing(answer) as lines:
+            async for plain in lines:
+                yield LogLine(**plain)
 
 
-def pack_invocation(invocation: Invocation) -> list[Any]:
+class _Invocation(Call):
+    """An invocation under way on a worker."""
+
+    __slots__ = ("_link", "_receiver")
+
+    def __init__(self, link: RemoteLink, receiver: Receiver) -> None:
+        super().__init__()
+        self._link = link
+        self._receiver = receiver
+
+    def replied(self, payload: Any, items: AsyncIterator[Any] | None) -> None:
+        status, content_type, headers, start, timings, load, body = payload
+        if type(status) is not int or type(headers) is not dict or type(body) is not bytes:
+            raise TypeError("a reply has a status, headers and a body")
+        reply = Reply(
+            status,
+            content_type,
+            headers,
+            _START_KINDS[start],
+            Timings(*timings),
+            self._link.worker_id,
+            body,
+            items,
+        )
+        self._link.heard_load(load)
+        try:
+            self._receiver.answered(reply)
+        except Exception:  # the boundary of an invocation: others share the connection
+            log.exception("invocation.receiver_failed")
+
+    def failed(self, error: FaasdError, extra: Any) -> None:
+        if extra is not None:
+            self._link.heard_load(extra)
+        try:
+            self._receiver.failed(error)
+        except Exception:  # the boundary of an invocation, as above
+            log.exception("invocation.receiver_failed")
+
+
+def _plain(invocation: Invocation) -> list[Any]:
+    """All but the body, which follows."""
     return [
         invocation.id,
         invocation.function,
         invocation.revision,
-        invocation.body,
         invocation.content_type,
         invocation.headers,
         invocation.remaining_s,
         invocation.attempt,
         invocation.events,
     ]
+
+
+def _closing(answer: Answer) -> contextlib.aclosing[Any]:
+    """The items of an answer, closed when they are no longer read."""
+    return contextlib.aclosing(cast("Any", answer.items))
 
 
 class ClusterServer:
@@ -127,16 +166,16 @@ class ClusterServer:
         self._secret = secret
         self._timeout_s = heartbeat_timeout_s
         self._server: asyncio.Server | None = None
-        self._connections: set[_Connection] = set()
-        self._accepted: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._connected: set[_Connected] = set()
+        self._accepted: dict[asyncio.Task[None], Connection] = {}
         self._watch: asyncio.Task[None] | None = None
         self.port = port
 
     async def start(self) -> None:
         """Listen. Raises BadRequest when the address is taken."""
         try:
-            self._server = await asyncio.start_server(
-                self._accept, self._host, self.port, backlog=_BACKLOG, limit=1 << 20
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: Connection(self._accept), self._host, self.port, backlog=_BACKLOG
             )
         except OSError as error:
             raise BadRequest(
@@ -152,49 +191,47 @@ class ClusterServer:
             self._watch.cancel()
         if self._server is not None:
             self._server.close()
-        # Python 3.11 reports a cancelled connection task as an error: each ends with its connection.
-        for writer in self._accepted.values():
-            writer.transport.abort()
+        # Each task ends with its connection.
+        for connection in self._accepted.values():
+            connection.abort()
         await asyncio.gather(*self._accepted, return_exceptions=True)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._accepted[task] = writer
-        connection = _Connection(self._workers, self._blobs)
+    def _accept(self, connection: Connection) -> None:
+        task = asyncio.get_running_loop().create_task(self._serve(connection))
+        self._accepted[task] = connection
+        task.add_done_callback(self._accepted.pop)
+
+    async def _serve(self, connection: Connection) -> None:
+        worker = _Connected(self._workers, self._blobs)
         try:
             async with asyncio.timeout(_GREETING_PATIENCE_S):
-                await greet_worker(reader, writer, self._secret)
-            connection.channel = Channel(
-                reader, writer, serve=connection.serve, note=connection.note
-            )
-            self._connections.add(connection)
-            await connection.channel.run()
+                await greet_worker(connection, self._secret)
+            worker.channel = Channel(connection, serve=worker.serve, note=worker.note)
+            self._connected.add(worker)
+            await worker.channel.run()
         except Unauthorized as error:
             log.warning("worker.refused", reason=error.detail)
-        except (TimeoutError, OSError, asyncio.IncompleteReadError):
+        except (TimeoutError, OSError):
             pass
         finally:
-            self._connections.discard(connection)
-            self._accepted.pop(task, None)
-            connection.leave()
-            with contextlib.suppress(OSError):
-                writer.close()
+            self._connected.discard(worker)
+            worker.leave()
+            connection.abort()
 
     async def _watch_heartbeats(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._timeout_s / 4)
-            for connection in list(self._connections):
-                channel = connection.channel
+            for worker in list(self._connected):
+                channel = worker.channel
                 assert channel is not None
                 channel.notify("ping", None)
                 if loop.time() - channel.heard_at > self._timeout_s:
-                    log.warning("worker.silent", worker=connection.worker_id)
+                    log.warning("worker.silent", worker=worker.worker_id)
                     channel.close()
 
 
-class _Connection:
+class _Connected:
     """What a connected worker asks of the controller."""
 
     def __init__(self, workers: Workers, blobs: BlobStore) -> None:
@@ -208,19 +245,21 @@ class _Connection:
     def worker_id(self) -> str:
         return self._link.worker_id if self._link else "(not joined)"
 
-    async def serve(self, method: str, payload: Any) -> Answer:
-        if method == "join":
-            return self._join(WorkerReport.from_plain(payload))
-        if method == "artifact" and self._member is not None:
-            sha256 = check_digest(str(payload))
+    async def serve(self, request: Request) -> Answer:
+        if request.method == "join":
+            return self._join(*request.payload)
+        if request.method == "artifact" and self._member is not None:
+            sha256 = check_digest(str(request.payload))
             if not self._blobs.has(sha256):
                 raise NotFound(f"There is no artifact {sha256[:12]}.")
             return Answer(None, self._blobs.read(sha256))
-        raise BadRequest(f"Unknown request {method[:40]!r}.")
+        raise BadRequest(f"Unknown request {request.method[:40]!r}.")
 
     def note(self, method: str, payload: Any) -> None:
         if method == "report" and self._link is not None:
-            self._link.heard(WorkerReport.from_plain(payload))
+            report, load = payload
+            self._link.heard(WorkerReport.from_plain(report))
+            self._link.heard_load(load)
         elif method == "leave" and self._member is not None:
             with contextlib.suppress(FaasdError):
                 self._workers.drain(self.worker_id)
@@ -230,8 +269,9 @@ class _Connection:
             self._workers.leave(self._member)
             self._member = None
 
-    def _join(self, report: WorkerReport) -> Answer:
+    def _join(self, plain: dict[str, Any], load: list[int]) -> Answer:
         assert self.channel is not None
+        report = WorkerReport.from_plain(plain)
         if self._member is not None:
             raise Conflict("This connection has joined already.")
         for member in self._workers.members():
@@ -241,6 +281,7 @@ class _Connection:
                     remedy="Give this one another name with --id.",
                 )
         self._link = RemoteLink(self.channel, report)
+        self._link.heard_load(load)
         self._link.keep_only(self._workers.revision_keys())
         self._member = self._workers.join(self._link)
         return Answer()

@@ -30,7 +30,7 @@ class WorkerLink(Protocol):
 
     @property
     def load(self) -> Load:
-        """What it has in hand, as its last reply said."""
+        """What it has in hand, as its last reply or report said. Always the same object."""
         ...
 
     def report(self) -> WorkerReport:

@@ -11,13 +11,14 @@ import contextlib
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from faasd.bridges import awaited
 from faasd.errors import BadRequest, FaasdError, Unauthorized, WorkerLost
-from faasd.invocation import Invocation, LogLine, Revision
+from faasd.framing import Connection
+from faasd.greeting import greet_controller
+from faasd.invocation import Invocation, Load, LogLine, Reply, Revision, Started
 from faasd.telemetry import get_logger
-from faasd.wire import Answer, Channel, greet_controller
+from faasd.wire import Answer, Channel, Request
 from worker.node import Node
 
 log = get_logger("worker.uplink")
@@ -43,9 +44,36 @@ class RemoteSource:
         if self.channel is None:
             raise WorkerLost("There is no connection to the controller.")
         answer = await self.channel.call("artifact", sha256)
-        assert answer.items is not None
-        async for chunk in answer.items:
-            yield chunk
+        async with contextlib.aclosing(cast("Any", answer.items)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+
+class _Answering:
+    """Tells the controller what became of its invocation, and what the node has in hand then."""
+
+    __slots__ = ("_load", "_request")
+
+    def __init__(self, request: Request, load: Load) -> None:
+        self._request = request
+        self._load = load
+
+    def answered(self, reply: Reply) -> None:
+        self._request.reply(
+            [
+                reply.status,
+                reply.content_type,
+                reply.headers,
+                reply.start,
+                reply.timings.as_list(),
+                _plain_load(self._load),
+            ],
+            body=reply.body,
+            items=reply.chunks,
+        )
+
+    def failed(self, error: FaasdError) -> None:
+        self._request.fail(error, _plain_load(self._load))
 
 
 class Uplink:
@@ -86,7 +114,7 @@ class Uplink:
             try:
                 await self._connect_once()
                 wait_s = _FIRST_WAIT_S
-            except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+            except (OSError, TimeoutError) as error:
                 log.warning("controller.unreachable", error=str(error) or type(error).__name__)
             except Unauthorized as error:
                 log.error(  # noqa: TRY400
@@ -98,17 +126,21 @@ class Uplink:
 
     async def _connect_once(self) -> None:
         async with asyncio.timeout(_GREETING_PATIENCE_S):
-            reader, writer = await asyncio.open_connection(self._host, self._port, limit=1 << 20)
+            _, connection = await asyncio.get_running_loop().create_connection(
+                Connection, self._host, self._port
+            )
             try:
-                await greet_controller(reader, writer, self._secret)
+                await greet_controller(connection, self._secret)
             except BaseException:
-                writer.transport.abort()
+                connection.abort()
                 raise
-        channel = Channel(reader, writer, serve=self._serve, note=self._note)
+        channel = Channel(
+            connection, serve=self._serve, note=self._note, begin={"invoke": self._invoke}
+        )
         served = asyncio.ensure_future(channel.run())
         reporting = asyncio.ensure_future(self._report(channel))
         try:
-            await channel.call("join", self._node.report().to_plain())
+            await channel.call("join", self._state())
             self._channel = self._source.channel = channel
             log.info("controller.joined", host=self._host, port=self._port)
             await served
@@ -125,31 +157,30 @@ class Uplink:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._heartbeat_s)
-            channel.notify("report", self._node.report().to_plain())
+            channel.notify("report", self._state())
             if loop.time() - channel.heard_at > _SILENCE_S:
                 channel.close()
 
-    async def _serve(self, method: str, payload: Any) -> Answer:
-        if method == "invoke":
-            return await self._invoke(payload)
-        if method == "prepare":
-            return Answer(None, self._prepare(Revision.from_plain(payload)))
-        if method == "logs":
-            function, tail, follow = payload
-            return Answer(None, self._logs(str(function), int(tail), follow=bool(follow)))
-        raise BadRequest(f"Unknown request {method[:40]!r}.")
+    def _state(self) -> list[Any]:
+        return [self._node.report().to_plain(), _plain_load(self._node.load)]
 
-    async def _invoke(self, payload: Any) -> Answer:
-        reply = await awaited(self._node.invoke, Invocation(*payload))
-        head = [
-            reply.status,
-            reply.content_type,
-            reply.headers,
-            str(reply.start),
-            reply.timings.as_list(),
-            reply.body,
-        ]
-        return Answer(head, reply.chunks)
+    async def _serve(self, request: Request) -> Answer:
+        if request.method == "prepare":
+            return Answer(None, self._prepare(Revision.from_plain(request.payload)))
+        if request.method == "logs":
+            function, tail, follow = request.payload
+            return Answer(None, self._logs(str(function), int(tail), follow=bool(follow)))
+        raise BadRequest(f"Unknown request {request.method[:40]!r}.")
+
+    def _invoke(self, request: Request) -> Started | None:
+        identity, function, revision, *rest, body = request.payload
+        answering = _Answering(request, self._node.load)
+        try:
+            invocation = Invocation(identity, function, revision, body, *rest)
+            return self._node.invoke(invocation, answering)
+        except FaasdError as error:
+            answering.failed(error)
+            return None
 
     async def _prepare(self, revision: Revision) -> AsyncIterator[list[str]]:
         """The stages of a deploy as items; its failure is the stream's."""
@@ -184,6 +215,10 @@ class Uplink:
             self._node.retire(str(payload[0]), str(payload[1]))
         elif method == "keep_only":
             self._node.keep_only({str(key) for key in payload})
+
+
+def _plain_load(load: Load) -> list[int]:
+    return [load.seq, load.outstanding, load.running]
 
 
 def _parse(address: str) -> tuple[str, int]:
