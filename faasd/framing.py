@@ -29,6 +29,28 @@ _WRITE_AT = 1 << 16
 _LINGER_S = 5.0
 
 
+class Packing:
+    """Makes msgpack. One packer for all: each has a buffer that costs more to make than to fill.
+
+    Not thread-safe; owned by the event loop.
+    """
+
+    LARGEST_KEPT = 1 << 20
+
+    def __init__(self) -> None:
+        self._pack = msgpack.Packer().pack
+
+    def __call__(self, message: Any) -> bytes:
+        packed: bytes = self._pack(message)
+        if len(packed) > self.LARGEST_KEPT:
+            # Its buffer has grown with the message, and would stay so.
+            self._pack = msgpack.Packer().pack
+        return packed
+
+
+packed = Packing()
+
+
 class Connection(asyncio.BufferedProtocol):
     """One connection, from the loop's hands until `closed`. Owned by the event loop.
 

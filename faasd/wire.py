@@ -40,28 +40,6 @@ _UNSENDABLE = (TypeError, ValueError, OverflowError)
 _Flow = TypeVar("_Flow", Inflow, Outflow)
 
 
-class Packing:
-    """Makes msgpack. One packer for all: each has a buffer that costs more to make than to fill.
-
-    Not thread-safe; owned by the event loop.
-    """
-
-    LARGEST_KEPT = 1 << 20
-
-    def __init__(self) -> None:
-        self._pack = msgpack.Packer().pack
-
-    def __call__(self, message: Any) -> bytes:
-        packed: bytes = self._pack(message)
-        if len(packed) > self.LARGEST_KEPT:
-            # Its buffer has grown with the message, and would stay so.
-            self._pack = msgpack.Packer().pack
-        return packed
-
-
-packed = Packing()
-
-
 @dataclass(slots=True)
 class Answer:
     """What a request is answered with: a payload, and possibly items that follow."""

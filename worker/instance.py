@@ -17,7 +17,7 @@ from typing import Any
 import msgpack
 
 from faasd.errors import FaasdError
-from faasd.wire import packed
+from faasd.framing import packed
 from worker.control import describe_status
 from worker.output import OutputPipe
 from worker.sandbox import Call, Exit, InstanceEvents
