@@ -26,6 +26,8 @@ class Caller:
 
     role: str
     namespace: str
+    tenant: str = ""
+    """Whose share of a function's capacity an invocation uses: the name of the caller's key."""
 
     def require(self, role: str) -> None:
         """Raises Forbidden when the caller's role is a lesser one."""
@@ -153,10 +155,10 @@ class Keys:
 
 def _caller(key: StoredKey, namespace: str | None) -> Caller:
     if namespace is None or namespace == key.namespace:
-        return Caller(key.role, key.namespace)
+        return Caller(key.role, key.namespace, key.name)
     if key.role != "admin":
         raise Forbidden(f"The key belongs to the namespace {key.namespace!r}.")
-    return Caller(key.role, check_name(namespace))
+    return Caller(key.role, check_name(namespace), key.name)
 
 
 def _digest(secret: str) -> str:

@@ -139,6 +139,10 @@ def _plain(invocation: Invocation) -> list[Any]:
         invocation.remaining_s,
         invocation.attempt,
         invocation.events,
+        invocation.slo_s,
+        invocation.priority,
+        invocation.tenant,
+        invocation.session,
     ]
 
 

@@ -67,6 +67,10 @@ class Invocation:
     remaining_s: float | None = None
     attempt: int = 1
     events: bool = False
+    slo_s: float | None = None
+    priority: int = 0
+    tenant: str = ""
+    session: str = ""
 
 
 @dataclass(slots=True)

@@ -58,6 +58,8 @@ _HANDLERS = {"faasd": "handler:handle", "openwhisk": "main:main"}
 # containers that nobody assigned.
 _NOT_NETWORKS = ("host", "bridge", "default")
 
+LOWEST_PRIORITY, HIGHEST_PRIORITY = -10, 10
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -122,6 +124,25 @@ class Http(_Section):
     ready: UrlPath | None = Field(None, description="answers below 400 once it is ready")
 
 
+class Scheduling(_Section):
+    """Which calls go first where they wait, and whose."""
+
+    priority: int = Field(
+        0,
+        ge=LOWEST_PRIORITY,
+        le=HIGHEST_PRIORITY,
+        description="more goes first; callers may ask less",
+    )
+    tenants: dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=128)],
+        Annotated[float, Field(gt=0, le=1e6)],
+    ] = Field(
+        default_factory=dict,
+        max_length=1000,
+        description="share of a tenant (the name of its key) against 1 for each other",
+    )
+
+
 class Example(_Section):
     """A request body to try the function with; load generators send it."""
 
@@ -165,6 +186,7 @@ class FunctionSpec(_Section):
     scaling: Scaling = Field(default_factory=Scaling)
     retries: Retries = Field(default_factory=Retries)
     slo: Slo = Field(default_factory=Slo)
+    scheduling: Scheduling = Field(default_factory=Scheduling)
     http: Http = Field(default_factory=Http)
     env: dict[EnvName, Annotated[str, StringConstraints(max_length=32_768)]] = Field(
         default_factory=dict, max_length=1000
@@ -278,6 +300,7 @@ _LATER_KEYS: tuple[tuple[str, str, Any], ...] = (
     ("", "command", None),
     ("", "network", "none"),
     ("", "http", Http().model_dump(mode="json")),
+    ("", "scheduling", Scheduling().model_dump(mode="json")),
     ("resources", "pids", Resources().pids),
     ("resources", "tmp_mb", Resources().tmp_mb),
 )

@@ -12,14 +12,15 @@ again when it ends.
 from __future__ import annotations
 
 import enum
-import heapq
-from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 from faasd.errors import QueueFull
 from faasd.invocation import StartKind
 from faasd.policies.keepalive import KeepAlive
+from faasd.policies.queueing import places as queueing
+from faasd.policies.queueing.discipline import ServiceTimes
+from faasd.policies.queueing.queue import CallQueue
 from faasd.policies.readahead import ReadAhead
 from faasd.policies.scaling import ConcurrencyScaling, Demand
 
@@ -87,7 +88,15 @@ class Dispatch:
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """The caller's deadline passed while the call was queued."""
+    """A queued call that cannot be answered in time: `left_s` to its deadline, 0 when that passed."""
+
+    call: CallId
+    left_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Displace:
+    """A queued call that gave its place to one of a tenant who holds less of a full queue."""
 
     call: CallId
 
@@ -99,7 +108,7 @@ class Fail:
     call: CallId
 
 
-Action = OpenSandbox | CloseSandbox | Fork | Stop | Dispatch | Expire | Fail
+Action = OpenSandbox | CloseSandbox | Fork | Stop | Dispatch | Expire | Displace | Fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +122,8 @@ class PoolLimits:
     batch: int = 1
     batch_wait_s: float = 0.0
     template_keep_alive_s: float = 600.0
+    slo_s: float = 1.0
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def per_instance(self) -> int:
@@ -126,7 +137,7 @@ class _Instance:
     asked_at: float
     ready_at: float = 0.0
     idle_since: float = 0.0
-    calls: dict[CallId, _Call] = field(default_factory=dict)
+    calls: dict[CallId, None] = field(default_factory=dict)
     doubted: set[CallId] = field(default_factory=set)
     dispatched_at: float = 0.0
 
@@ -134,12 +145,6 @@ class _Instance:
         if state not in _LEGAL[self.state]:
             raise ValueError(f"an instance cannot go from {self.state} to {state}")
         self.state = state
-
-
-@dataclass(slots=True)
-class _Call:
-    id: CallId
-    arrived: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +163,9 @@ class Pool:
     def __init__(self, limits: PoolLimits, keep_alive: KeepAlive) -> None:
         self._limits = limits
         self.keep_alive = keep_alive
-        self._queue: OrderedDict[CallId, _Call] = OrderedDict()
-        self._deadlines: list[tuple[float, CallId]] = []
+        self._queue = CallQueue(weights=limits.weights, default_slo_s=limits.slo_s)
+        self._displaced: list[CallId] = []
+        self._times = ServiceTimes()
         self._where: dict[CallId, int] = {}
         self._instances: dict[int, _Instance] = {}
         self._next_instance = 1
@@ -173,7 +179,6 @@ class Pool:
         self._retired = False
         self._hold_template = False
         self._stuck = False
-        self._exec_s: float | None = None
         self._start_s: float | None = None
         self.min_instances = limits.min_instances
         self.may_grow = True
@@ -201,7 +206,7 @@ class Pool:
     @property
     def empty(self) -> bool:
         """Nothing is here: a retired pool that is empty can be forgotten."""
-        return not (self._queue or self._instances) and self._sandbox is SandboxState.ABSENT
+        return not (len(self._queue) or self._instances) and self._sandbox is SandboxState.ABSENT
 
     @property
     def retired(self) -> bool:
@@ -210,37 +215,53 @@ class Pool:
     @property
     def waiting(self) -> bool:
         """Whether any call is queued."""
-        return bool(self._queue)
+        return len(self._queue) > 0
 
     @property
     def failing(self) -> bool:
         """Starts failed for good, or too often: none is tried for a while."""
         return self._failed_until is not None
 
-    def arrive(self, call: CallId, now: float, deadline: float | None = None) -> bool:
+    def arrive(
+        self,
+        call: CallId,
+        now: float,
+        deadline: float | None = None,
+        *,
+        slo_s: float | None = None,
+        priority: int = 0,
+        tenant: str = "",
+    ) -> bool:
         """Queue a call: whether there is anything to decide before some other event.
 
-        Raises QueueFull when the queue is at its limit and no instance is free.
+        Raises QueueFull when the queue is at its limit and no instance is free, unless the tenant
+        holds less than its share of the queue: another's call is displaced then.
         """
         queued = len(self._queue)
         if queued >= self._limits.queue and queued >= self._free_places():
-            wait = self._expected_wait_s()
-            raise QueueFull(
-                f"{len(self._queue)} invocations are waiting, the most that are queued "
-                "for this function on one worker.",
-                retry_after_s=wait,
-            )
+            self._make_room(tenant, priority)
         self.keep_alive.arrived(now)
         self._used_at = now
-        self._queue[call] = _Call(call, now)
-        if deadline is not None:
-            heapq.heappush(self._deadlines, (deadline, call))
-            return True
-        return not self._stuck
+        self._queue.push(
+            call, now, deadline=deadline, slo_s=slo_s, priority=priority, tenant=tenant
+        )
+        return deadline is not None or not self._stuck or bool(self._displaced)
+
+    def _make_room(self, tenant: str, priority: int) -> None:
+        match self._queue.admit(tenant, priority, places=self._limits.queue):
+            case queueing.Displace(call):
+                self._queue.remove(call)
+                self._displaced.append(call)
+            case queueing.Refuse():
+                raise QueueFull(
+                    f"{len(self._queue)} invocations are waiting, the most that are queued "
+                    "for this function on one worker.",
+                    retry_after_s=self._expected_wait_s(),
+                )
 
     def cancel(self, call: CallId) -> int | None:
         """Forget a queued call, or name the instance that runs it, or None when it is gone."""
-        if self._queue.pop(call, None) is not None:
+        if self._queue.remove(call):
             return None
         return self._where.get(call)
 
@@ -257,15 +278,14 @@ class Pool:
         instance.doubted.discard(call)
         self._useless = 0
         self._used_at = now
+        took = now - instance.dispatched_at if took_s is None else took_s
+        self._queue.finished(call, took)
+        self._times.observe(took, now)
         if self.read_ahead is not None:
             self.read_ahead.ended(took_s)
-            took = now - instance.dispatched_at if took_s is None else took_s
-            self._exec_s = _smooth(self._exec_s, took)
             instance.dispatched_at = now
         if instance.calls:
             return
-        if self.read_ahead is None:
-            self._exec_s = _smooth(self._exec_s, now - instance.dispatched_at)
         if instance.state is InstanceState.BUSY:
             instance.become(InstanceState.IDLE)
             instance.idle_since = now
@@ -328,16 +348,16 @@ class Pool:
                 self._failed_until = now + _back_off_s(self._useless)
         if instance.calls:
             self._used_at = now
-        for call in instance.calls:
+        held = list(instance.calls)
+        serial = self.read_ahead is not None
+        lost = [call for call in held if not serial or call == held[0] or call in instance.doubted]
+        for call in held:
             self._where.pop(call, None)
-        if self.read_ahead is None:
-            return sorted(instance.calls)
-        head, *ahead = instance.calls or (0,)
-        for call in reversed(ahead):
-            if call not in instance.doubted:
-                self._queue[call] = instance.calls[call]
-                self._queue.move_to_end(call, last=False)
-        return [call for call in instance.calls if call == head or call in instance.doubted]
+            if call not in lost:
+                self._queue.requeue(call)
+        for call in lost:
+            self._queue.finished(call, now - instance.dispatched_at)
+        return sorted(lost)
 
     def stopping(self, identity: int) -> None:
         """The shell is ending this instance (timeout, cancellation): it gets no more calls."""
@@ -351,7 +371,7 @@ class Pool:
 
     def spare(self) -> list[tuple[float, int]]:
         """Instances that nothing needs now: since when, longest first, and which."""
-        if self._queue:
+        if len(self._queue):
             return []
         minimum = 0 if self._retired else self.min_instances
         idle = [i for i in self._instances.values() if i.state is InstanceState.IDLE]
@@ -368,7 +388,7 @@ class Pool:
 
     def idle_since(self) -> float | None:
         """Since when nothing here was used, or None while something is."""
-        busy = self._queue or self._where or self._sandbox is SandboxState.OPENING
+        busy = len(self._queue) or self._where or self._sandbox is SandboxState.OPENING
         return None if busy else self._used_at
 
     def evict(self) -> list[Action]:
@@ -380,60 +400,62 @@ class Pool:
 
         Cases, in order:
 
-        1. calls whose deadline passed are dropped;
+        1. calls that cannot be answered before their deadline are dropped;
         2. after a start that failed, calls are answered with the failure until a retry is due;
         3. free instances get calls, the most recently used first;
         4. missing instances are started, from the template or by opening the sandbox first;
         5. instances idle for too long are stopped, and a template unused for too long with them.
         """
         actions: list[Action] = []
-        if self._deadlines:
-            actions += self._expired(now)
+        if self._displaced:
+            actions += [Displace(call) for call in self._displaced]
+            self._displaced = []
+        queue = self._queue
+        if len(queue):
+            self._expire(now, actions)
         if self._failed_until is not None:
             actions += self._failed(now)
-        if self._queue:
-            actions += self._dispatch(now)
-        if self._queue or self._hold_template or self.min_instances:
+        if len(queue):
+            self._dispatch(now, actions)
+        if len(queue) or self._hold_template or self.min_instances:
             actions += self._grow(now)
-        if not self._queue:
+        if len(queue):
+            self._stuck = self._limits.batch == 1 and self._is_full
+        else:
             actions += self._shrink(now)
             self._stuck = False
-        else:
-            self._stuck = self._limits.batch == 1 and self._is_full
         return actions
 
     def next_wakeup(self, now: float) -> float | None:
         """When `decide` has something to do without an event in between, or None."""
-        deadline = self._next_deadline()
-        times = [] if deadline is None else [deadline]
+        times = []
         idle = [i for i in self._instances.values() if i.state is InstanceState.IDLE]
-        if self._queue:
-            first = next(iter(self._queue.values()))
+        arrived = self._queue.oldest_arrival()
+        if arrived is not None:
+            deadline = self._queue.next_deadline(exec_s=self._sure_s(now))
+            if deadline is not None:
+                times.append(deadline)
             if idle and self._limits.batch > 1:
-                times.append(first.arrived + self._limits.batch_wait_s)
-            if self._start_s is not None and now - first.arrived < self._start_s:
-                times.append(first.arrived + self._start_s)
+                times.append(arrived + self._limits.batch_wait_s)
+            if self._start_s is not None and now - arrived < self._start_s and not self._is_full:
+                times.append(arrived + self._start_s)
         elif idle and len(self._live()) > self.min_instances:
             times.append(min(i.idle_since for i in idle) + self.keep_alive.idle_s())
-        if self._failed_until is not None and (self._queue or self._wants_any()):
+        if self._failed_until is not None and (arrived is not None or self._wants_any()):
             times.append(self._failed_until)
         if self._unused_template():
             times.append(self._used_at + self._limits.template_keep_alive_s)
         return min(times) if times else None
 
-    def _expired(self, now: float) -> list[Action]:
-        late: list[Action] = []
-        while (due := self._next_deadline()) is not None and due <= now:
-            _, call = heapq.heappop(self._deadlines)
-            del self._queue[call]
-            late.append(Expire(call))
-        return late
+    def _expire(self, now: float, actions: list[Action]) -> None:
+        """Drop what cannot be answered in time any more; nobody is served by running it."""
+        if self._queue.next_deadline() is not None:
+            late = self._queue.expired(now, exec_s=self._sure_s(now))
+            actions += [Expire(one.call, one.left_s) for one in late]
 
-    def _next_deadline(self) -> float | None:
-        """The earliest deadline of a queued call; what left the queue is dropped on the way."""
-        while self._deadlines and self._deadlines[0][1] not in self._queue:
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
+    def _sure_s(self, now: float) -> float | None:
+        """What nearly every call takes, where that is known and an instance is there to take it."""
+        return self._times.within_s(now) if self._limits.batch == 1 and self._instances else None
 
     def _failed(self, now: float) -> list[Action]:
         if self._failed_until is None:
@@ -443,9 +465,7 @@ class Pool:
             return []
         if any(i.state is not InstanceState.STARTING for i in self._instances.values()):
             return []
-        calls = [Fail(call) for call in self._queue]
-        self._queue.clear()
-        return list(calls)
+        return [Fail(call) for call in self._queue.clear()]
 
     def _note_failure(self, now: float, *, final: bool) -> None:
         self._failures += 1
@@ -457,44 +477,41 @@ class Pool:
         ready = self._sandbox is SandboxState.READY
         return ready and instance.asked_at >= self._sandbox_ready_at
 
-    def _dispatch(self, now: float) -> list[Action]:
-        actions: list[Action] = []
-        while self._queue:
+    def _dispatch(self, now: float, actions: list[Action]) -> None:
+        queue = self._queue
+        while len(queue):
             instance = self._free_instance()
             if instance is None or self._batch_may_fill(now):
-                break
+                return
             # At least one: what is sent ahead of its turn exceeds the places.
             room = max(1, self._limits.per_instance - len(instance.calls))
-            batch = [self._queue.popitem(last=False)[1] for _ in range(min(room, len(self._queue)))]
+            calls, kinds = [], []
+            while room > 0 and (call := queue.pop(now)) is not None:
+                room -= 1
+                self._where[call] = instance.id
+                instance.calls[call] = None
+                calls.append(call)
+                kinds.append(self._kind(call, instance))
             if instance.state is InstanceState.IDLE:
                 instance.become(InstanceState.BUSY)
                 instance.dispatched_at = now
             elif self.read_ahead is None:
                 instance.dispatched_at = now
-            for call in batch:
-                self._where[call.id] = instance.id
-                instance.calls[call.id] = call
-            actions.append(
-                Dispatch(
-                    instance.id,
-                    tuple([call.id for call in batch]),
-                    tuple([self._kind(call, instance) for call in batch]),
-                )
-            )
-        return actions
+            actions.append(Dispatch(instance.id, tuple(calls), tuple(kinds)))
 
-    def _kind(self, call: _Call, instance: _Instance) -> StartKind:
-        if call.arrived >= instance.ready_at:
+    def _kind(self, call: CallId, instance: _Instance) -> StartKind:
+        arrived = self._queue.arrival(call)
+        if arrived is None or arrived >= instance.ready_at:
             return StartKind.WARM
-        if call.arrived < self._sandbox_ready_at:
+        if arrived < self._sandbox_ready_at:
             return self._sandbox_kind
         return StartKind.FORK
 
     def _batch_may_fill(self, now: float) -> bool:
         if self._limits.batch == 1 or len(self._queue) >= self._limits.batch:
             return False
-        first = next(iter(self._queue.values()))
-        return now < first.arrived + self._limits.batch_wait_s
+        arrived = self._queue.oldest_arrival()
+        return arrived is not None and now < arrived + self._limits.batch_wait_s
 
     def _free_instance(self) -> _Instance | None:
         """The most recently used instance with room: the others may then grow old and end.
@@ -533,10 +550,11 @@ class Pool:
         return (len(live) + possible) * self._limits.per_instance - taken
 
     def _expected_wait_s(self) -> float:
-        if self._exec_s is None:
+        exec_s = self._times.mean_s
+        if exec_s is None:
             return 1.0
         places = self._limits.max_instances * self._limits.per_instance
-        return max(0.1, len(self._queue) * self._exec_s / places)
+        return max(0.1, len(self._queue) * exec_s / places)
 
     def _wants_any(self) -> bool:
         return not self._retired and (self.min_instances > 0 or self._hold_template)
@@ -573,7 +591,8 @@ class Pool:
 
     def _waited_s(self, now: float) -> float:
         """How long the first call of the queue has waited."""
-        return now - next(iter(self._queue.values())).arrived if self._queue else 0.0
+        arrived = self._queue.oldest_arrival()
+        return 0.0 if arrived is None else now - arrived
 
     def _missing(self, now: float) -> int:
         live = self._live()
@@ -588,7 +607,7 @@ class Pool:
             live=len(live),
             per_instance=self._limits.per_instance,
             waited_s=self._waited_s(now),
-            exec_s=self._exec_s,
+            exec_s=self._times.mean_s,
             start_s=self._start_s,
         )
         missing = scaling.target(demand) - len(live)
@@ -627,7 +646,7 @@ class Pool:
         return (
             self._sandbox is SandboxState.READY
             and not self._hold_template
-            and not self._queue
+            and not len(self._queue)
             and all(i.state is InstanceState.STOPPING for i in self._instances.values())
         )
 

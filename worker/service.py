@@ -26,6 +26,7 @@ from faasd.errors import (
     InstanceDied,
     InternalError,
     OutOfMemory,
+    QueueFull,
     StorageFull,
     Unavailable,
     from_problem,
@@ -58,6 +59,12 @@ _call_ids = itertools.count(1)
 # Across services: one that is ending and its successor hold GPUs under different names.
 _generations = itertools.count(1)
 _LEAST_LOOK_S = 0.1
+# Of functions that name none: what calls of other SLOs are weighed against.
+_USUAL_SLO_MS = 1000.0
+_DISPLACED = (
+    "The queue is full, and its place went to a caller who had fewer invocations waiting than its "
+    "share."
+)
 _REMEDIES = {"bad_request": "Send a body that is what its Content-Type says."}
 
 
@@ -94,6 +101,8 @@ class RevisionService:
                 batch=spec.batching.max_size,
                 batch_wait_s=spec.batching.max_wait_ms / 1000,
                 template_keep_alive_s=template_keep_alive_s,
+                slo_s=(spec.slo.latency_ms or _USUAL_SLO_MS) / 1000,
+                weights=spec.scheduling.tenants,
             ),
             keep_alive(spec.scaling.keep_alive),
         )
@@ -136,7 +145,14 @@ class RevisionService:
                 raise DeadlineExceeded("The deadline had passed when the invocation arrived.")
             deadline = now + remaining
         pending = Pending(next(_call_ids), invocation, receiver, self, now, deadline)
-        wants_decision = self.pool.arrive(pending.id, now, deadline)
+        wants_decision = self.pool.arrive(
+            pending.id,
+            now,
+            deadline,
+            slo_s=invocation.slo_s,
+            priority=invocation.priority,
+            tenant=invocation.tenant,
+        )
         self._pending[pending.id] = pending
         self._tally.arrived()
         if wants_decision:
@@ -320,8 +336,9 @@ class RevisionService:
                 case pools.CloseSandbox():
                     self._close_sandbox()
                 case pools.Expire():
-                    pending = self._pending[action.call]
-                    self._drop(pending, DeadlineExceeded("The deadline passed while it waited."))
+                    self._drop(self._pending[action.call], _too_late(action.left_s))
+                case pools.Displace():
+                    self._drop(self._pending[action.call], QueueFull(_DISPLACED))
                 case pools.Fail():
                     self._drop(self._pending[action.call], self._last_failure)
 
@@ -812,6 +829,15 @@ class RevisionService:
         seen = self.pool.statistics()
         evictable = self.pool.min_instances == 0 and (seen.idle or seen.sandbox == "ready")
         return (self.pool.idle_since() if evictable else None), self.memory_mb
+
+
+def _too_late(left_s: float) -> DeadlineExceeded:
+    if left_s <= 0:
+        return DeadlineExceeded("The deadline passed while it waited.")
+    return DeadlineExceeded(
+        f"It was not started: the function hardly ever ends within the {left_s * 1000:.0f} ms that "
+        "were left to the deadline.",
+    )
 
 
 def _fate(pending: Pending, running: Running, end: Exit, *, alone: bool) -> FaasdError:

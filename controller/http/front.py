@@ -274,6 +274,7 @@ class Front(asyncio.Protocol):
             None if head.deadline_ms is None else head.deadline_ms / 1000,
             1,
             head.events,
+            *head.wishes.of(caller, spec.scheduling.priority),
         )
         self._flight = self._lobby.gateway.begin(invocation, self)
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from faasd.errors import InvalidSpec
+from controller.http.wishes import Wishes, wishes
+from faasd.errors import BadRequest, InvalidSpec
 from faasd.settings import is_loopback
 from faasd.spec import check_name
 
@@ -21,7 +22,8 @@ from faasd.spec import check_name
 NOT_PASSED_ON = frozenset({
     "authorization", "connection", "content-length", "content-type", "cookie", "faasd-deadline-ms",
     "faasd-namespace", "faasd-request-id", "host", "idempotency-key", "keep-alive", "te",
-    "trailer", "transfer-encoding", "upgrade",
+    "trailer", "transfer-encoding", "upgrade", "faasd-priority", "faasd-slo-ms", "faasd-tenant",
+    "faasd-session",
 })  # fmt: skip
 EVENTS = "text/event-stream"
 
@@ -52,6 +54,7 @@ class Head:
     request_id: str | None
     deadline_ms: float | None
     events: bool
+    wishes: Wishes
 
 
 def parse(head: bytes) -> Head | None:
@@ -92,7 +95,8 @@ def _head(name: str, fields: dict[str, str]) -> Head | None:
         check_name(name)
         if namespace is not None:
             check_name(namespace)
-    except (ValueError, InvalidSpec):
+        wanted = wishes(fields.get)
+    except (ValueError, BadRequest, InvalidSpec):
         return None
     if deadline_ms is not None and not 0 < deadline_ms < 1e12:
         return None
@@ -106,6 +110,7 @@ def _head(name: str, fields: dict[str, str]) -> Head | None:
         request_id=given_id(fields.get("faasd-request-id", "")),
         deadline_ms=deadline_ms,
         events=EVENTS in fields.get("accept", ""),
+        wishes=wanted,
     )
 
 

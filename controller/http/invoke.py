@@ -21,6 +21,7 @@ from controller.http.parameters import (
     query_int,
 )
 from controller.http.replies import broken_off, problem_object, reply_headers, sendable
+from controller.http.wishes import wishes
 from controller.store.port import StoredInvocation
 from faasd import clock
 from faasd.errors import (
@@ -65,6 +66,8 @@ async def invoke(request: web.Request) -> web.StreamResponse:
         remaining_s=remaining,
         events=EVENTS in request.headers.get("Accept", ""),
     )
+    wanted = wishes(request.headers.get).of(request[CALLER], revision.spec.scheduling.priority)
+    invocation.slo_s, invocation.priority, invocation.tenant, invocation.session = wanted
     if mode == "async":
         return await _submit(request, invocation, key)
     if key is None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
 from pydantic_settings import BaseSettings
@@ -129,12 +130,20 @@ def test_every_metric_stands_in_the_table_with_type_and_labels() -> None:
     described = rows("docs/operations.md", "## Metrics")
     described.pop("metric")
 
+    metrics = Metrics()
     found = {}
-    for metric in vars(Metrics()).values():
+    for metric in vars(metrics).values():
         if isinstance(metric, MetricWrapperBase):
-            name = metric._name + ("_total" if metric._type == "counter" else "")
-            found[name] = [metric._type, ", ".join(f"`{label}`" for label in metric._labelnames)]
+            found[metric._name] = [metric._type, listed(metric._labelnames)]
+    for family in metrics.registry.collect():
+        if isinstance(family, CounterMetricFamily | HistogramMetricFamily):
+            name = family.name + ("_total" if family.type == "counter" else "")
+            found[name] = [family.type, listed(family._labelnames)]
     assert {name: cells[:2] for name, cells in described.items()} == found
+
+
+def listed(labels: Iterable[str]) -> str:
+    return ", ".join(f"`{label}`" for label in labels)
 
 
 def logged(path: Path) -> Iterator[tuple[str, str]]:
