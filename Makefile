@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: install demo test lint types imports unit integration docker images image-context \
   image-python image-python-torch image-daemon lowest bench-coldstart bench-overhead bench-burst bench-containers \
-  bench-wire clean
+  bench-wire bench-peers clean
 
 install: $(STAMP)
 
@@ -102,8 +102,12 @@ $(VENV)-lowest/.installed: pyproject.toml constraints-lowest.txt
 	  -c constraints-lowest.txt -e . pytest pytest-timeout hypothesis openapi-spec-validator
 	@touch $@
 
+# More options by ARGS, e.g. make bench-peers ARGS="--peers faasd,mosec --rounds 5"
 bench-coldstart bench-overhead bench-burst bench-containers bench-wire: install
-	$(BIN)/python -m bench.$(subst bench-,,$@)
+	$(BIN)/python -m bench.$(subst bench-,,$@) $(ARGS)
+
+bench-peers: install
+	$(BIN)/python -m bench.peers --torch '$(TORCH)' $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest .demo .images .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest .demo .images .bench-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -204,7 +204,7 @@ class AsyncInvocations:
                 status="succeeded",
                 finished_at=now,
                 next_attempt_at=None,
-                revision=reply.headers.get("faasd-revision"),
+                revision=reply.revision or None,
                 attempts=[*stored.attempts, ended],
                 timings=reply.timings.as_list(),
                 start=str(reply.start),

@@ -33,6 +33,9 @@ class Caller:
             raise Forbidden(f"This call needs the role {role!r}; the key has {self.role!r}.")
 
 
+_ANYBODY = Caller("admin", DEFAULT_NAMESPACE)
+
+
 class Keys:
     """Owned by the event loop; keeps the keys it has looked up."""
 
@@ -57,6 +60,18 @@ class Keys:
         """Whether calls need a key by now."""
         return self._any
 
+    def known(self, authorization: str | None, namespace: str | None) -> Caller | None:
+        """As `caller`, or None where the store must be asked."""
+        if authorization is None:
+            if self._any:
+                raise Unauthorized("This needs an API key.")
+            if namespace is None:
+                return _ANYBODY
+            return Caller("admin", check_name(namespace))
+        scheme, _, secret = authorization.partition(" ")
+        key = self._by_digest.get(_digest(secret.strip())) if scheme.lower() == "bearer" else None
+        return None if key is None else _caller(key, namespace)
+
     async def caller(self, authorization: str | None, namespace: str | None) -> Caller:
         """Raises Unauthorized or Forbidden."""
         if authorization is None:
@@ -67,11 +82,7 @@ class Keys:
         key = await self._lookup(secret.strip()) if scheme.lower() == "bearer" else None
         if key is None:
             raise Unauthorized("The API key is not known.")
-        if namespace is None or namespace == key.namespace:
-            return Caller(key.role, key.namespace)
-        if key.role != "admin":
-            raise Forbidden(f"The key belongs to the namespace {key.namespace!r}.")
-        return Caller(key.role, check_name(namespace))
+        return _caller(key, namespace)
 
     async def create(self, name: str, role: str, namespace: str) -> tuple[StoredKey, str]:
         """A new key and its secret, which is kept nowhere. Raises BadRequest."""
@@ -138,6 +149,14 @@ class Keys:
             if key is not None:
                 self._by_digest[digest] = key
         return key
+
+
+def _caller(key: StoredKey, namespace: str | None) -> Caller:
+    if namespace is None or namespace == key.namespace:
+        return Caller(key.role, key.namespace)
+    if key.role != "admin":
+        raise Forbidden(f"The key belongs to the namespace {key.namespace!r}.")
+    return Caller(key.role, check_name(namespace))
 
 
 def _digest(secret: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from controller.cluster import ClusterServer
 from controller.gateway import Gateway
 from controller.http import openapi
 from controller.http.app import Parts, build_app
+from controller.http.front import Front, Lobby
 from controller.http.routes import ROUTES
 from controller.registry import Registry
 from controller.store.sqlite import SqliteStore
@@ -57,6 +59,8 @@ class Controller:
         self.keys = Keys(self.store, open_to_all=is_loopback(settings.host))
         self.cluster = _cluster(settings, self.workers, self.blobs)
         self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
+        self._lobby: Lobby | None = None
         self.port = settings.port
 
     @property
@@ -98,21 +102,36 @@ class Controller:
             # Bodies pass through as they were sent; a compressed one is the function's to open.
             auto_decompress=False,
             shutdown_timeout=self._settings.shutdown_grace_s,
+            keepalive_timeout=self._settings.http_keep_alive_s,
         )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._settings.host, self._settings.port, backlog=_BACKLOG)
+        assert self._runner.server is not None
+        self._lobby = lobby = Lobby(
+            self.registry,
+            self.gateway,
+            self.keys,
+            hand_over=self._runner.server,
+            keep_alive_s=self._settings.http_keep_alive_s,
+            patience_s=self._settings.http_patience_s,
+        )
         try:
-            await site.start()
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: Front(lobby), self._settings.host, self._settings.port, backlog=_BACKLOG
+            )
         except OSError as error:
             raise BadRequest(
                 f"Cannot listen on {self._settings.host}:{self._settings.port}: {error.strerror}.",
                 remedy="End what listens there, or choose another --port.",
             ) from None
-        self.port = self._runner.addresses[0][1]
+        self.port = self._server.sockets[0].getsockname()[1]
         log.info("controller.listening", url=self.url)
 
     async def aclose(self) -> None:
         """Stop accepting, let running requests end for a while, then stop."""
+        if self._server is not None:
+            self._server.close()
+        if self._lobby is not None:
+            await self._lobby.aclose(self._settings.shutdown_grace_s)
         if self._runner is not None:
             await self._runner.cleanup()
         await self.asynchronous.aclose()

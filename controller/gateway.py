@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import replace
 
 from controller.registry import Registry
 from controller.store.port import Store, StoredResult
@@ -13,13 +13,22 @@ from controller.workers import Workers
 from faasd import clock
 from faasd.bridges import awaited
 from faasd.errors import FaasdError, FunctionNotFound, IdempotencyMismatch
-from faasd.invocation import Invocation, Reply, StartKind, Timings
+from faasd.invocation import (
+    Invocation,
+    Receiver,
+    Reply,
+    Started,
+    StartKind,
+    Timings,
+)
 from faasd.streams import Closable, close
 from faasd.telemetry import Metrics, get_logger
 
 log = get_logger("controller.gateway")
 
 _LARGEST_KEPT_STREAM = 32 << 20
+# Among the headers of a result that is kept: which revision it is of.
+_REVISION = "faasd-revision"
 _FAILURES_OF_THE_PLATFORM = {"instance_died", "worker_lost", "unavailable", "internal_error"}
 
 
@@ -29,54 +38,21 @@ class Gateway:
     def __init__(
         self, registry: Registry, workers: Workers, store: Store, metrics: Metrics
     ) -> None:
-        self._registry = registry
-        self._workers = workers
+        self.registry = registry
+        self.workers = workers
+        self.metrics = metrics
         self._store = store
-        self._metrics = metrics
         self._under_way: dict[tuple[str, str], tuple[str, asyncio.Future[StoredResult | None]]] = {}
 
-    async def invoke(self, invocation: Invocation, *, mode: str = "sync") -> Reply:
-        """Run an invocation on the active revision. Raises FaasdError."""
-        started = clock.monotonic()
-        outcome = "ok"
-        try:
-            reply = await self._route(invocation)
-        except FaasdError as error:
-            outcome = error.code
-            _note_failure(invocation, error)
-            raise
-        except asyncio.CancelledError:
-            outcome = "cancelled"
-            raise
-        finally:
-            seen = self._metrics.of(invocation.function)
-            seen.answered(mode, outcome, clock.monotonic() - started)
-        seen.started(reply.start, reply.timings)
-        return reply
+    def begin(self, invocation: Invocation, receiver: Receiver, *, mode: str = "sync") -> Flight:
+        """Run an invocation on the active revision, for the receiver. Raises FaasdError at once."""
+        flight = Flight(self, invocation, receiver, mode)
+        flight.take_off()
+        return flight
 
-    async def _route(self, invocation: Invocation) -> Reply:
-        # A revision can be replaced between looking it up and reaching the worker; its successor
-        # is active by then.
-        for last_try in (False, True):
-            revision = self._registry.get(invocation.function).active
-            member = self._workers.choose(revision.key, revision.spec.resources)
-            if invocation.revision != revision.id:
-                invocation = replace(invocation, revision=revision.id)
-            member.begin(revision.key)
-            try:
-                reply = await awaited(member.link.invoke, invocation)
-            except FunctionNotFound:
-                if last_try or self._registry.get(invocation.function).active.id == revision.id:
-                    raise
-                continue
-            except FaasdError as error:
-                error.extra.setdefault("revision", revision.id)
-                raise
-            finally:
-                member.end(revision.key)
-            reply.headers = {**reply.headers, "faasd-revision": revision.id}
-            return reply
-        raise AssertionError
+    async def invoke(self, invocation: Invocation, *, mode: str = "sync") -> Reply:
+        """The same for one who waits. Raises FaasdError."""
+        return await awaited(functools.partial(self.begin, mode=mode), invocation)
 
     async def invoke_once(self, invocation: Invocation, key: str) -> tuple[Reply, bool]:
         """Run it unless a request under this key succeeded before; then that reply, and True.
@@ -156,6 +132,99 @@ class Gateway:
             done.set_result(result)
 
 
+class Flight:
+    """An invocation between its caller and a worker: the receiver of what the worker says of it."""
+
+    __slots__ = (
+        "_invocation", "_member", "_mode", "_receiver", "_registry", "_revision", "_seen",
+        "_since", "_started", "_tried_again", "_workers",
+    )  # fmt: skip
+
+    def __init__(
+        self, gateway: Gateway, invocation: Invocation, receiver: Receiver, mode: str
+    ) -> None:
+        self._registry = gateway.registry
+        self._workers = gateway.workers
+        self._seen = gateway.metrics.of(invocation.function)
+        self._invocation = invocation
+        self._receiver = receiver
+        self._mode = mode
+        self._since = clock.monotonic()
+        self._tried_again = False
+        self._started: Started | None = None
+
+    def take_off(self) -> None:
+        """Hand it to a worker. Raises FaasdError, and then nothing more is heard of it."""
+        try:
+            self._send()
+        except FaasdError as error:
+            self._note(error)
+            raise
+
+    def answered(self, reply: Reply) -> None:
+        self._land()
+        reply.revision = self._revision.id
+        self._seen.answered(self._mode, "ok", clock.monotonic() - self._since)
+        self._seen.started(reply.start, reply.timings)
+        self._receiver.answered(reply)
+
+    def failed(self, error: FaasdError) -> None:
+        self._land()
+        if isinstance(error, FunctionNotFound) and self._was_replaced():
+            try:
+                self._send()
+            except FaasdError as another:
+                error = another
+            else:
+                return
+        error.extra.setdefault("revision", self._revision.id)
+        self._note(error)
+        self._receiver.failed(error)
+
+    def cancel(self) -> None:
+        """The caller is gone: its receiver hears no more of it."""
+        if self._started is None:
+            return
+        self._started.cancel()
+        self._land()
+        self._seen.answered(self._mode, "cancelled", clock.monotonic() - self._since)
+
+    def _send(self) -> None:
+        while True:
+            revision = self._revision = self._registry.get(self._invocation.function).active
+            self._invocation.revision = revision.id
+            member = self._member = self._workers.choose(revision.key, revision.spec.resources)
+            member.begin(revision.key)
+            try:
+                self._started = member.link.invoke(self._invocation, self)
+            except FaasdError as error:
+                member.end(revision.key)
+                if isinstance(error, FunctionNotFound) and self._was_replaced():
+                    continue
+                error.extra.setdefault("revision", revision.id)
+                raise
+            return
+
+    def _land(self) -> None:
+        self._started = None
+        self._member.end(self._revision.key)
+
+    def _was_replaced(self) -> bool:
+        """Whether to try again: a revision can be replaced between looking it up and reaching the
+        worker, and its successor is active by then.
+        """
+        before, self._tried_again = self._tried_again, True
+        try:
+            active = self._registry.get(self._invocation.function).active
+        except FaasdError:
+            return False
+        return not before and active.id != self._revision.id
+
+    def _note(self, error: FaasdError) -> None:
+        self._seen.answered(self._mode, error.code, clock.monotonic() - self._since)
+        _note_failure(self._invocation, error)
+
+
 def _note_failure(invocation: Invocation, error: FaasdError) -> None:
     """What an operator should see of a failure: the platform's own stand out."""
     told = log.warning if error.code in _FAILURES_OF_THE_PLATFORM else log.debug
@@ -180,16 +249,18 @@ def _check_fingerprint(kept: str, given: str) -> None:
 
 
 def _kept(reply: Reply, body: bytes) -> StoredResult:
-    return StoredResult(reply.status, reply.content_type, reply.headers, body)
+    headers = {**reply.headers, _REVISION: reply.revision}
+    return StoredResult(reply.status, reply.content_type, headers, body)
 
 
 def _replayed(result: StoredResult) -> Reply:
     return Reply(
         status=result.status,
         content_type=result.content_type,
-        headers=result.headers,
+        headers={name: value for name, value in result.headers.items() if name != _REVISION},
         start=StartKind.NONE,
         timings=Timings(),
         worker="",
         body=result.body,
+        revision=result.headers.get(_REVISION, ""),
     )

@@ -5,10 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import time
 
-
-def monotonic() -> float:
-    """Seconds on a clock that never goes back; the `now` of every decision."""
-    return time.monotonic()
+monotonic = time.monotonic
+"""Seconds on a clock that never goes back; the `now` of every decision."""
 
 
 def wall() -> float:

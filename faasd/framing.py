@@ -29,6 +29,28 @@ _WRITE_AT = 1 << 16
 _LINGER_S = 5.0
 
 
+class Packing:
+    """Makes msgpack. One packer for all: each has a buffer that costs more to make than to fill.
+
+    Not thread-safe; owned by the event loop.
+    """
+
+    LARGEST_KEPT = 1 << 20
+
+    def __init__(self) -> None:
+        self._pack = msgpack.Packer().pack
+
+    def __call__(self, message: Any) -> bytes:
+        packed: bytes = self._pack(message)
+        if len(packed) > self.LARGEST_KEPT:
+            # Its buffer has grown with the message, and would stay so.
+            self._pack = msgpack.Packer().pack
+        return packed
+
+
+packed = Packing()
+
+
 class Connection(asyncio.BufferedProtocol):
     """One connection, from the loop's hands until `closed`. Owned by the event loop.
 
@@ -45,7 +67,6 @@ class Connection(asyncio.BufferedProtocol):
         self._begin = 0
         self._end = 0
         self._arrived: asyncio.Future[None] | None = None
-        self._pack = msgpack.Packer().pack
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._flush_due = False
@@ -125,14 +146,14 @@ class Connection(asyncio.BufferedProtocol):
         Raises TypeError, ValueError or OverflowError for what cannot be packed; then nothing is
         sent.
         """
-        packed = self._pack(frame)
-        if len(packed) > MAX_FRAME:
-            raise ValueError(f"{len(packed)} bytes are too many")
+        data = packed(frame)
+        if len(data) > MAX_FRAME:
+            raise ValueError(f"{len(data)} bytes are too many")
         if self.closed:
             return
-        self._out.append(LENGTH.pack(len(packed)))
-        self._out.append(packed)
-        self._out_bytes += len(packed)
+        self._out.append(LENGTH.pack(len(data)))
+        self._out.append(data)
+        self._out_bytes += len(data)
         if self._out_bytes >= _WRITE_AT:
             self._flush()
         elif not (self._taking or self._flush_due):
@@ -144,12 +165,12 @@ class Connection(asyncio.BufferedProtocol):
 
         The body is copied nowhere on its way to the socket. Raises as `send` does.
         """
-        packed = self._pack(frame)
-        if len(packed) + len(body) > MAX_FRAME:
+        data = packed(frame)
+        if len(data) + len(body) > MAX_FRAME:
             raise ValueError(f"{len(body)} bytes are too many")
         if self.closed:
             return
-        head = packed[: -len(_NO_BODY)] + _bin_header(len(body))
+        head = data[: -len(_NO_BODY)] + _bin_header(len(body))
         self._out += (LENGTH.pack(len(head) + len(body)), head)
         self._flush()
         assert self._transport is not None

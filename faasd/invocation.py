@@ -27,7 +27,8 @@ class StartKind(enum.StrEnum):
     NONE = "none"
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, as is nothing that is made for every invocation: that would triple its cost.
+@dataclass(slots=True)
 class Timings:
     """Milliseconds an invocation spent in each phase."""
 
@@ -39,6 +40,11 @@ class Timings:
 
     def server_timing(self) -> str:
         """The value of a Server-Timing header."""
+        if not (self.sandbox or self.libs or self.load):
+            return (
+                f"queue;dur={self.queue:.3f}, sandbox;dur=0.000, libs;dur=0.000, "
+                f"load;dur=0.000, exec;dur={self.exec:.3f}"
+            )
         return (
             f"queue;dur={self.queue:.3f}, sandbox;dur={self.sandbox:.3f}, "
             f"libs;dur={self.libs:.3f}, load;dur={self.load:.3f}, exec;dur={self.exec:.3f}"
@@ -48,7 +54,7 @@ class Timings:
         return [self.queue, self.sandbox, self.libs, self.load, self.exec]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Invocation:
     """One call of a function. `function` is "namespace/name"."""
 
@@ -75,6 +81,7 @@ class Reply:
     worker: str
     body: bytes = b""
     chunks: AsyncIterator[bytes] | None = None
+    revision: str = ""
 
 
 class Receiver(Protocol):
@@ -92,6 +99,7 @@ class Started(Protocol):
 
     def cancel(self) -> None:
         """The caller is gone: neither method of its receiver is called from now on."""
+        ...
 
 
 @dataclass(slots=True)

@@ -64,6 +64,14 @@ class ControllerSettings(BaseSettings):
     )
     idempotency_retention_s: float = Field(86_400, gt=0, description="how long keys are kept")
     shutdown_grace_s: float = Field(10.0, ge=0, description="wait for running requests at the end")
+    http_keep_alive_s: float = Field(
+        75.0, gt=0, description="a connection without a request is ended after so long"
+    )
+    http_patience_s: float = Field(
+        30.0,
+        gt=0,
+        description="a request that does not arrive whole, or a reply not taken, so long",
+    )
 
     @model_validator(mode="after")
     def _secret_where_needed(self) -> Self:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from faasd.invocation import StartKind, Timings
 
@@ -55,32 +60,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._functions: dict[str, FunctionMetrics] = {}
-        self.requests = Counter(
-            "faasd_requests_total",
-            "Invocations answered, by outcome (ok or an error's code)",
-            ["function", "mode", "outcome"],
-            registry=self.registry,
-        )
-        self.starts = Counter(
-            "faasd_starts_total",
-            "Invocations by what they found",
-            ["function", "kind"],
-            registry=self.registry,
-        )
-        self.phases = Histogram(
-            "faasd_phase_seconds",
-            "Time of an invocation in each phase",
-            ["function", "phase"],
-            buckets=_BUCKETS,
-            registry=self.registry,
-        )
-        self.latency = Histogram(
-            "faasd_request_seconds",
-            "Time from the arrival of a request to its reply",
-            ["function"],
-            buckets=_BUCKETS,
-            registry=self.registry,
-        )
+        self.registry.register(_OfFunctions(self._functions))
         self.queued = Gauge(
             "faasd_queue_depth",
             "Invocations waiting",
@@ -113,41 +93,60 @@ class Metrics:
         """What is counted of each invocation of a function."""
         found = self._functions.get(function)
         if found is None:
-            found = self._functions[function] = FunctionMetrics(self, function)
+            found = self._functions[function] = FunctionMetrics()
         return found
 
     def render(self) -> bytes:
         return generate_latest(self.registry)
 
 
-class FunctionMetrics:
-    """A function's part of the metrics: labels are looked up once, which costs more than counting."""
+class Distribution:
+    """How many values fell into each bucket, and their sum."""
 
-    def __init__(self, metrics: Metrics, function: str) -> None:
-        self._function = function
-        self._requests = metrics.requests
-        self._starts = metrics.starts
-        self._phases = metrics.phases
-        self._latency = metrics.latency.labels(function)
-        self._by_outcome: dict[tuple[str, str], Counter] = {}
-        self._by_kind: dict[StartKind, Counter] = {}
-        self._by_phase: dict[str, Histogram] = {}
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(_BUCKETS) + 1)
+        self.total = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(_BUCKETS, value)] += 1
+        self.total += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Upper bounds and the numbers of values up to each, as Prometheus has them."""
+        bounds = [*map(str, _BUCKETS), "+Inf"]
+        return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
+
+
+class FunctionMetrics:
+    """What is counted of a function. Plain numbers: they change with every invocation, and are
+    asked for now and then. Owned by the event loop.
+    """
+
+    __slots__ = ("exec", "latency", "outcomes", "phases", "queue", "starts", "warm")
+
+    def __init__(self) -> None:
+        self.outcomes: dict[tuple[str, str], int] = {}
+        self.starts: dict[str, int] = {}
+        self.warm = 0
+        self.latency = Distribution()
+        self.queue = Distribution()
+        self.exec = Distribution()
+        self.phases = {"queue": self.queue, "exec": self.exec}
 
     def answered(self, mode: str, outcome: str, took_s: float) -> None:
-        counter = self._by_outcome.get((mode, outcome))
-        if counter is None:
-            counter = self._requests.labels(self._function, mode, outcome)
-            self._by_outcome[mode, outcome] = counter
-        counter.inc()
-        self._latency.observe(took_s)
+        key = (mode, outcome)
+        self.outcomes[key] = self.outcomes.get(key, 0) + 1
+        self.latency.add(took_s)
 
     def started(self, kind: StartKind, timings: Timings) -> None:
-        counter = self._by_kind.get(kind)
-        if counter is None:
-            counter = self._by_kind[kind] = self._starts.labels(self._function, str(kind))
-        counter.inc()
-        self._observe("queue", timings.queue)
-        self._observe("exec", timings.exec)
+        if kind is StartKind.WARM:
+            self.warm += 1
+        else:
+            self.starts[kind] = self.starts.get(kind, 0) + 1
+        self.queue.add(timings.queue / 1000)
+        self.exec.add(timings.exec / 1000)
         if kind is not StartKind.WARM:
             for phase in ("sandbox", "libs", "load"):
                 took_ms = getattr(timings, phase)
@@ -155,7 +154,45 @@ class FunctionMetrics:
                     self._observe(phase, took_ms)
 
     def _observe(self, phase: str, took_ms: float) -> None:
-        histogram = self._by_phase.get(phase)
-        if histogram is None:
-            histogram = self._by_phase[phase] = self._phases.labels(self._function, phase)
-        histogram.observe(took_ms / 1000)
+        distribution = self.phases.get(phase)
+        if distribution is None:
+            distribution = self.phases[phase] = Distribution()
+        distribution.add(took_ms / 1000)
+
+
+class _OfFunctions(Collector):
+    """The functions' metrics in Prometheus's terms, made when they are asked for."""
+
+    def __init__(self, functions: dict[str, FunctionMetrics]) -> None:
+        self._functions = functions
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "faasd_requests_total",
+            "Invocations answered, by outcome (ok or an error's code)",
+            labels=["function", "mode", "outcome"],
+        )
+        starts = CounterMetricFamily(
+            "faasd_starts_total", "Invocations by what they found", labels=["function", "kind"]
+        )
+        phases = HistogramMetricFamily(
+            "faasd_phase_seconds",
+            "Time of an invocation in each phase",
+            labels=["function", "phase"],
+        )
+        latency = HistogramMetricFamily(
+            "faasd_request_seconds",
+            "Time from the arrival of a request to its reply",
+            labels=["function"],
+        )
+        for name, seen in self._functions.items():
+            for (mode, outcome), count in seen.outcomes.items():
+                requests.add_metric([name, mode, outcome], count)
+            for kind, count in {**seen.starts, StartKind.WARM: seen.warm}.items():
+                if count:
+                    starts.add_metric([name, str(kind)], count)
+            for phase, one in seen.phases.items():
+                if any(one.counts):
+                    phases.add_metric([name, phase], one.buckets(), one.total)
+            latency.add_metric([name], seen.latency.buckets(), seen.latency.total)
+        yield from (requests, starts, phases, latency)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from faasd.errors import FaasdError
-from faasd.invocation import Invocation, Reply, StartKind, Timings
+from faasd.invocation import Invocation, Receiver, Reply, StartKind, Timings
 from worker.sandbox import Exit, Instance, Span
 
 _WINDOW_BYTES = 1 << 20
@@ -66,28 +67,45 @@ class Stream:
 
 @dataclass(slots=True, eq=False)
 class Pending:
-    """A call on its way: whoever sent it waits on `answer`; `instance` is what runs it."""
+    """A call on its way, for `receiver`; `instance` is what runs it, or holds it ahead of its turn.
+
+    `dispatched` is when its turn came there, `due` when it must have ended; on the clock, seconds.
+    """
 
     id: int
     invocation: Invocation
+    receiver: Receiver
+    owner: Owner
     arrived: float
     deadline: float | None
-    answer: asyncio.Future[Reply]
     instance: Running | None = None
     kind: StartKind = StartKind.NONE
     dispatched: float = 0.0
+    due: float = math.inf
     stream: Stream | None = None
     timer: asyncio.TimerHandle | None = None
     stop_reason: FaasdError | None = None
+    told: bool = False
+
+    def answer(self, reply: Reply) -> None:
+        """Give the reply to whoever waits, unless they have heard of the call already."""
+        if not self.told:
+            self.told = True
+            self.receiver.answered(reply)
 
     def fail(self, error: FaasdError) -> None:
         """Tell whoever waits, or reads the stream."""
         if self.stream is not None:
             self.stream.end(error)
-        elif not self.answer.done():
-            self.answer.set_exception(error)
-            # The caller may have gone in the meantime; then nobody looks at the answer.
-            self.answer.exception()
+        elif not self.told:
+            self.told = True
+            self.receiver.failed(error)
+
+    def cancel(self) -> None:
+        """The caller is gone."""
+        if self.stream is None and not self.told:
+            self.told = True
+            self.owner.abandoned(self)
 
     def meta(self, now: float) -> dict[str, Any]:
         """What its instance is told besides the body."""
@@ -112,12 +130,19 @@ class Owner(Protocol):
 
     def timings(self, pending: Pending, exec_ms: float) -> Timings: ...
 
+    def abandoned(self, pending: Pending) -> None:
+        """Nobody waits for the call any more."""
+        ...
+
     def chunks(self, pending: Pending) -> AsyncIterator[bytes]:
         """The body of a streamed reply."""
         ...
 
-    def answered(self, pending: Pending, reply: Reply | None) -> None:
-        """A call came to its end; `reply` is None for the end of a stream."""
+    def answered(self, pending: Pending, reply: Reply | None, took_s: float | None) -> None:
+        """A call came to its end; `reply` is None for the end of a stream.
+
+        `took_s` is None where the next call had better not follow at its heels.
+        """
         ...
 
     def failed(self, pending: Pending, error: FaasdError, *, exec_ms: float) -> None:
@@ -126,6 +151,10 @@ class Owner(Protocol):
 
     def user_error(self, problem: dict[str, Any]) -> FaasdError:
         """What an instance said of a call, as an error of ours."""
+        ...
+
+    def caught_up(self) -> None:
+        """An instance has told all that came from it at once."""
         ...
 
     def instance_closed(self, running: Running, end: Exit) -> None: ...
@@ -149,6 +178,7 @@ class Running:
     why_killed: FaasdError | None = None
     fault: FaasdError | None = None
     private_mb: float = 0.0
+    printed: bool = False
 
     def on_result(
         self,
@@ -167,16 +197,18 @@ class Running:
         if not isinstance(body, bytes):
             raise TypeError("a body is bytes")
         reply = Reply(
-            status=int(status),
-            content_type=str(content_type),
-            headers=dict(headers),
-            start=pending.kind,
-            timings=self.owner.timings(pending, float(exec_ms)),
-            worker=self.owner.worker_id,
-            body=body,
+            int(status),
+            str(content_type),
+            dict(headers),
+            pending.kind,
+            self.owner.timings(pending, float(exec_ms)),
+            self.owner.worker_id,
+            body,
         )
         del self.calls[call]
-        self.owner.answered(pending, reply)
+        took_s = None if self.printed else exec_ms / 1000
+        self.printed = False
+        self.owner.answered(pending, reply, took_s)
 
     def on_start(
         self, call: int, status: int, content_type: str, headers: dict[str, str] | None = None
@@ -194,10 +226,10 @@ class Running:
             worker=self.owner.worker_id,
             chunks=self.owner.chunks(pending),
         )
-        if pending.answer.done():
+        if pending.told:
             pending.stream.abandon()
         else:
-            pending.answer.set_result(reply)
+            pending.answer(reply)
 
     def on_chunk(self, call: int, data: bytes) -> None:
         pending = self.calls.get(call)
@@ -208,13 +240,19 @@ class Running:
         del exec_ms
         pending = self.calls.pop(call, None)
         if pending is not None:
-            self.owner.answered(pending, None)
+            self.owner.answered(pending, None, None)
 
     def on_error(self, call: int, problem: dict[str, Any], exec_ms: float) -> None:
         took_ms = float(exec_ms)
         pending = self.calls.pop(call, None)
         if pending is not None:
             self.owner.failed(pending, self.owner.user_error(problem), exec_ms=took_ms)
+
+    def on_printed(self) -> None:
+        self.printed = True
+
+    def on_caught_up(self) -> None:
+        self.owner.caught_up()
 
     def on_closed(self, end: Exit) -> None:
         self.owner.instance_closed(self, end)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
+import socket
 import struct
-from collections.abc import Sequence
-from typing import Any, cast
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgpack
 
 from faasd.errors import FaasdError
+from faasd.framing import packed
 from worker.control import describe_status
 from worker.output import OutputPipe
 from worker.sandbox import Call, Exit, InstanceEvents
@@ -20,12 +25,27 @@ from worker.sandbox import Call, Exit, InstanceEvents
 MAX_FRAME = 1 << 30
 _LENGTH = struct.Struct(">I")
 _EXIT_STATUS_PATIENCE_S = 0.3
-# Below this, a copy costs less than a second buffer in a write.
+_READ = 262_144
+_MAX_FDS = 8
+_RIGHTS_SPACE = socket.CMSG_SPACE(_MAX_FDS * 4)
+# From here on a body goes beside its frame, as a file in memory; the instance does the same.
+LARGE = 256 * 1024
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+# Where all links read to: what is read is taken out before another one reads.
+_room = memoryview(bytearray(_READ))
+_GO = packed(["go"])
+# Frames are joined into one write up to this size, and read so many times before others get a turn.
 _SMALL = 65_536
+_MOST_SPARE = 16 << 20
+_SPARE_S = 5.0
+_READS_AT_ONCE = 4
 
 
-class InstanceLink(asyncio.Protocol):
-    """One instance process. Owns its data socket and output pipes; the template is its parent."""
+class InstanceLink:
+    """One instance process. Owns its data socket and output pipes; the template is its parent.
+
+    Small frames of one round of the loop are written together. Owned by the event loop.
+    """
 
     def __init__(
         self,
@@ -37,29 +57,46 @@ class InstanceLink(asyncio.Protocol):
         largest: int = MAX_FRAME,
     ) -> None:
         """`tags`: the process marks its output itself, since it serves several calls at once.
-        `largest` is the size of the largest frame that it may send.
+        `largest` is the size of the largest frame, or body beside one, that it may send.
         """
         self.name = name
+        self.tells_rounds = True
         self.pid = 0
         self._pidfd = -1
         self._largest = largest
-        self.attached: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self.attached: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._events = events
         self.pipes = pipes
         self._tags = tags
-        self._transport: asyncio.Transport | None = None
-        self._fd = -1
+        self._sock: socket.socket | None = None
         self._buffer = bytearray()
+        self._wanted = 4
+        self._paused = False
+        self._received: deque[int] = deque()
+        self._outgoing: deque[tuple[bytes | memoryview, Sequence[int]]] = deque()
+        self._flush_due = False
+        self._blocked = False
         self._lost = False
         self._closed = False
         self._fault: str | None = None
         self._status: int | None = None
         self._why: FaasdError | None = None
         self._requests: dict[int, str] = {}
-        self._calls = 0
+        self._files: dict[int, int] = {}
+        self._spare: list[tuple[int, int]] = []
+        self._spare_until: asyncio.TimerHandle | None = None
+        for pipe in pipes:
+            pipe.before_reading = self.catch_up
 
     def pids(self) -> list[int]:
         return [self.pid] if self.pid else []
+
+    def connect(self, sock: socket.socket) -> None:
+        """Serve this end of the data socket, which is the link's from here on."""
+        sock.setblocking(False)
+        self._sock = sock
+        self._loop.add_reader(sock.fileno(), self._readable)
 
     def born(self, pid: int) -> None:
         """The process, held: its template need not tell of its end, and its number may be reused."""
@@ -76,65 +113,159 @@ class InstanceLink(asyncio.Protocol):
             self._pidfd = -1
 
     def call(self, calls: Sequence[Call]) -> None:
-        if self._transport is None or self._lost:
+        if self._sock is None or self._lost:
             return
-        if self._tags:
-            for call, meta, _body in calls:
-                self._requests[call] = meta.get("request_id", "")
-                for pipe in self.pipes:
-                    pipe.expect(self._requests[call])
+        single = len(calls) == 1
+        if single and not self._tags:
+            self._call_one(calls[0])
+            return
+        if not self._tags and any(len(body) >= LARGE for _call, _meta, body in calls):
+            self._call_beside(calls)
         else:
-            self._calls += 1
-            request = calls[0][1].get("request_id", "") if len(calls) == 1 else ""
+            self._send(packed(["call", calls]))
+        for call, meta, _body in calls:
+            request = meta.get("request_id", "")
+            if self._tags:
+                for pipe in self.pipes:
+                    pipe.expect(request)
+            elif not self._requests:
+                for pipe in self.pipes:
+                    pipe.switch("")
+            self._requests[call] = request if self._tags else ""
+
+    def _call_one(self, call: Call) -> None:
+        identity, meta, body = call
+        if len(body) >= LARGE:
+            self._call_beside((call,))
+        else:
+            self._send(packed(("call", (call,))))
+        request = meta["request_id"]
+        if not self._requests:
             for pipe in self.pipes:
                 pipe.switch(request)
-        body = msgpack.packb(["call", calls])
-        frame = _LENGTH.pack(len(body)) + body if len(body) < _SMALL else None
-        if frame is None or not self._write_now(frame):
-            self._transport.writelines((frame,) if frame else (_LENGTH.pack(len(body)), body))
+        self._requests[identity] = request
 
-    def _write_now(self, frame: bytes) -> bool:
-        """Write a small frame past the transport, which would wait for the end of the loop's round."""
-        assert self._transport is not None
-        if self._transport.get_write_buffer_size():
-            return False
-        try:
-            written = os.write(self._fd, frame)
-        except OSError:
-            return False
-        if written < len(frame):
-            self._transport.write(frame[written:])
-        return True
+    def _call_beside(self, calls: Sequence[Call]) -> None:
+        """Send calls with their large bodies as files in memory, as far as one message can hold."""
+        slim: list[tuple[int, dict[str, Any], bytes | int]] = []
+        fds: list[int] = []
+        for call, meta, body in calls:
+            if len(body) >= LARGE and len(fds) < _MAX_FDS:
+                fds.append(self._file_of(call, body))
+                slim.append((call, meta, len(body)))
+            else:
+                slim.append((call, meta, body))
+        self._send(packed(["call", slim]), fds)
+
+    def _file_of(self, call: int, body: bytes) -> int:
+        """A file in memory that holds the body of a call; it is kept until the call is over."""
+        if self._spare:
+            fd, _ = self._spare.pop()
+        else:
+            fd = os.memfd_create("faasd-body", os.MFD_CLOEXEC)
+        self._files[call] = fd
+        view = memoryview(body)
+        at = 0
+        while at < len(view):
+            at += os.pwrite(fd, view[at:], at)
+        return fd
+
+    def _put_away(self, call: int) -> None:
+        """The file of a call that is over serves another soon: its memory need not be found anew."""
+        fd = self._files.pop(call, -1)
+        if fd < 0:
+            return
+        size = os.fstat(fd).st_size
+        if self._lost or size + sum(kept for _, kept in self._spare) > _MOST_SPARE:
+            os.close(fd)
+            return
+        self._spare.append((fd, size))
+        if self._spare_until is None:
+            self._spare_until = self._loop.call_later(_SPARE_S, self._drop_spare)
+
+    def _drop_spare(self) -> None:
+        self._spare_until = None
+        while self._spare:
+            os.close(self._spare.pop()[0])
+
+    def _send(self, frame: bytes, fds: Sequence[int] = ()) -> None:
+        self._outgoing.append((_LENGTH.pack(len(frame)) + frame, fds))
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        if self._sock is None or self._blocked:
+            return
+        outgoing = self._outgoing
+        while outgoing:
+            data, fds = outgoing.popleft()
+            if not fds and outgoing and len(data) < _SMALL:
+                data = self._joined(data)
+            try:
+                sent = _send_with(self._sock, data, fds) if fds else self._sock.send(data)
+            except BlockingIOError:
+                outgoing.appendleft((data, fds))
+                self._wait_for_room()
+                return
+            except OSError:
+                # It ended; the reading side hears of it.
+                return
+            if sent < len(data):
+                outgoing.appendleft((memoryview(data)[sent:], ()))
+
+    def _joined(self, first: bytes | memoryview) -> bytes:
+        """The frames that can go in one write with the first."""
+        parts, size = [first], len(first)
+        while self._outgoing and not self._outgoing[0][1] and size < _SMALL:
+            parts.append(self._outgoing.popleft()[0])
+            size += len(parts[-1])
+        return b"".join(parts)
+
+    def _wait_for_room(self) -> None:
+        assert self._sock is not None
+        self._blocked = True
+        self._loop.add_writer(self._sock.fileno(), self._writable)
+
+    def _writable(self) -> None:
+        if self._sock is not None:
+            self._loop.remove_writer(self._sock.fileno())
+            self._blocked = False
+            self._flush()
 
     def cancel(self, call: int) -> None:
-        if self._transport is None or self._lost:
+        """Ask for a call to be given up; one that waits for its turn there runs all the same."""
+        if self._sock is None or self._lost:
             return
-        if self._tags:
-            body = msgpack.packb(["cancel", call])
-            self._transport.writelines((_LENGTH.pack(len(body)), body))
-            return
-        self._signal(signal.SIGUSR1)
+        head = self._tags or call == next(iter(self._requests), None)
+        if head:
+            self._send(packed(["cancel", call]))
+        if head and not self._tags:
+            # The signal makes it look for the frame, which must be there.
+            self._flush()
+            self._signal(signal.SIGUSR1)
 
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
-        if self._transport is not None:
-            self._transport.resume_reading()
+        self.resume()
 
     def pause(self) -> None:
-        if self._transport is not None and not self._lost:
-            self._transport.pause_reading()
+        if self._sock is not None and not self._paused:
+            self._paused = True
+            self._loop.remove_reader(self._sock.fileno())
 
     def resume(self) -> None:
-        if self._transport is not None and not self._lost:
-            self._transport.resume_reading()
+        if self._sock is not None and self._paused:
+            self._paused = False
+            self._loop.add_reader(self._sock.fileno(), self._readable)
 
     def discard(self) -> None:
         """Give up an instance that did not come to serve: nobody will hear of it."""
         self._closed = True
         self.kill()
         self._let_go()
-        if self._transport is not None:
-            self._transport.abort()
+        self._disconnect()
         for pipe in self.pipes:
             pipe.close()
 
@@ -150,34 +281,101 @@ class InstanceLink(asyncio.Protocol):
         """The template is gone, and the kernel ended this process with it."""
         self._why = why
         self._status = self._status if self._status is not None else signal.SIGKILL
-        if self._transport is None:
-            self.connection_lost(None)
-        else:
-            self._transport.abort()
+        self._lose()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are not subclasses of asyncio's.
-        self._transport = cast("asyncio.Transport", transport)
-        self._fd = transport.get_extra_info("socket").fileno()
+    def catch_up(self) -> None:
+        """Take what it has said by now, before what it printed: that may be a later call's."""
+        if self._sock is not None and not self._paused:
+            self._readable()
 
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        try:
-            self._parse()
-        except (ValueError, TypeError, KeyError, IndexError, LookupError) as error:
-            self._reject(f"sent something that is not a reply ({type(error).__name__})")
+    def _readable(self) -> None:
+        self._read()
+        self._events.on_caught_up()
+        if self._outgoing and not self._flush_due:
+            self._flush()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        del exc
+    def _read(self) -> None:
+        for _ in range(_READS_AT_ONCE):
+            if self._sock is None:
+                return
+            try:
+                size, ancillary, _, _ = self._sock.recvmsg_into([_room], _RIGHTS_SPACE)
+            except BlockingIOError:
+                return
+            except OSError:
+                size, ancillary = 0, []
+            if ancillary:
+                self._receive(ancillary)
+            if not size:
+                self._lose()
+                return
+            try:
+                self._take(_room[:size])
+            except (ValueError, TypeError, KeyError, IndexError, LookupError) as error:
+                self._reject(f"sent something that is not a reply ({type(error).__name__})")
+                return
+            if size < _READ:
+                return
+
+    def _receive(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+        for level, kind, content in ancillary:
+            if (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                continue
+            fds = array.array("i")
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+            self._received.extend(fds)
+
+    def _take(self, data: memoryview) -> None:
+        """Parse what arrived after what is left of before; a frame that is not whole waits."""
+        if self._buffer:
+            self._buffer += data
+            if len(self._buffer) < self._wanted:
+                return
+            data, self._buffer = memoryview(self._buffer), bytearray()
+        start, size = 0, len(data)
+        self._wanted = 4
+        while size - start >= 4:
+            (length,) = _LENGTH.unpack_from(data, start)
+            if length > self._largest:
+                raise ValueError("frame too large")
+            end = start + 4 + length
+            if size < end:
+                self._wanted = end - start
+                break
+            frame = msgpack.unpackb(data[start + 4 : end])
+            start = end
+            self._event(frame)
+        if start < size:
+            self._buffer = bytearray(data[start:])
+
+    def _lose(self) -> None:
+        """The connection ended, and the process with it or soon."""
         if self._lost:
             return
         self._lost = True
+        self._disconnect()
         if self._status is not None:
             self._finish()
             return
         # How it ended comes from its parent, on another socket.
-        asyncio.get_running_loop().call_later(_EXIT_STATUS_PATIENCE_S, self._finish)
+        self._loop.call_later(_EXIT_STATUS_PATIENCE_S, self._finish)
         self._signal(signal.SIGKILL)
+
+    def _disconnect(self) -> None:
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return
+        self._loop.remove_reader(sock.fileno())
+        self._loop.remove_writer(sock.fileno())
+        sock.close()
+        _close_all(self._received)
+        _close_all(self._files.values())
+        self._received.clear()
+        self._files.clear()
+        self._outgoing.clear()
+        if self._spare_until is not None:
+            self._spare_until.cancel()
+        self._drop_spare()
 
     def _finish(self) -> None:
         if self._closed:
@@ -194,26 +392,14 @@ class InstanceLink(asyncio.Protocol):
             self.attached.exception()
         self._events.on_closed(Exit(detail, self._why))
 
-    def _parse(self) -> None:
-        buffer = self._buffer
-        start = 0
-        while len(buffer) - start >= 4:
-            (length,) = _LENGTH.unpack_from(buffer, start)
-            if length > self._largest:
-                raise ValueError("frame too large")
-            end = start + 4 + length
-            if len(buffer) < end:
-                break
-            frame = msgpack.unpackb(memoryview(buffer)[start + 4 : end])
-            start = end
-            self._event(frame)
-        if start:
-            del buffer[:start]
-
     def _event(self, frame: list[Any]) -> None:
         kind = frame[0]
         if kind == "result":
             _, call, status, content_type, headers, exec_ms, body = frame
+            if type(body) is int:
+                body = self._of_call(call, body) if call in self._files else self._beside(body)
+            if self._files:
+                self._put_away(call)
             self._settle_output(call)
             self._events.on_result(call, status, content_type, headers, exec_ms, body)
         elif kind == "chunk":
@@ -221,40 +407,83 @@ class InstanceLink(asyncio.Protocol):
         elif kind == "start":
             self._events.on_start(*frame[1:5])
         elif kind == "end":
+            self._put_away(frame[1])
             self._settle_output(frame[1])
             self._events.on_end(frame[1], frame[2])
         elif kind == "error":
+            self._put_away(frame[1])
             self._settle_output(frame[1])
             self._events.on_error(frame[1], dict(frame[2]), frame[3])
+        elif kind == "printed":
+            for pipe in self.pipes:
+                pipe.drain()
+            self._events.on_printed()
+            self._send(_GO)
         elif kind in ("attached", "refused") and not self.attached.done():
             self.attached.set_result({"kind": kind, **frame[1]})
         else:
             raise ValueError(f"unknown frame {kind!r}")
 
+    def _of_call(self, call: int, size: int) -> bytes:
+        """The body of a reply in the file of its call. Raises ValueError when it is not there."""
+        self._check_size(size)
+        body = os.pread(self._files[call], size, 0)
+        if len(body) != size:
+            raise ValueError("the body is shorter than it was said to be")
+        return body
+
+    def _check_size(self, size: int) -> None:
+        if not 0 <= size <= self._largest:
+            raise ValueError("body too large")
+
+    def _beside(self, size: int) -> bytes:
+        """The body beside a frame. Raises ValueError unless it is what it is said to be."""
+        self._check_size(size)
+        fd = self._received.popleft()
+        try:
+            # A file in memory that can neither shrink nor block; what else was sent is refused.
+            if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+                raise ValueError("the body is not sealed")
+            body = os.pread(fd, size, 0)
+        except OSError:
+            raise ValueError("the body is no file in memory") from None
+        finally:
+            os.close(fd)
+        if len(body) != size:
+            raise ValueError("the body is shorter than it was said to be")
+        return body
+
     def _settle_output(self, call: int) -> None:
+        request = self._requests.pop(call, "")
         if self._tags:
-            request = self._requests.pop(call, "")
             for pipe in self.pipes:
                 pipe.settle(request)
             return
-        # What it printed is in the pipes already, and may be read when the reply is on its way;
-        # twice, since what a loop's round writes goes out at the end of the round.
-        loop = asyncio.get_running_loop()
-        loop.call_soon(loop.call_soon, self._settle_idle, self._calls)
-
-    def _settle_idle(self, calls: int) -> None:
-        """The output of a call that ended, unless the next call came first and did this."""
-        if calls == self._calls and not self._closed:
-            for pipe in self.pipes:
-                pipe.switch("")
+        # What it printed was read already: it says so before its reply, and waits.
+        for following in self._requests.values():
+            request = following
+            break
+        else:
+            request = ""
+        for pipe in self.pipes:
+            pipe.switch(request)
 
     def _reject(self, fault: str) -> None:
         self._fault = fault
         self._signal(signal.SIGKILL)
-        if self._transport is not None:
-            self._transport.abort()
+        self._lose()
 
     def _signal(self, number: int) -> None:
         if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
+
+
+def _send_with(sock: socket.socket, data: bytes | memoryview, fds: Sequence[int]) -> int:
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+    return sock.sendmsg([data], rights)
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)

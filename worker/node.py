@@ -12,7 +12,6 @@ import platform
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import IO, Any
 
-from faasd.bridges import begun
 from faasd.errors import DeployFailed, FaasdError, FunctionNotFound, Unavailable
 from faasd.invocation import (
     Invocation,
@@ -172,13 +171,14 @@ class Node:
 
     def invoke(self, invocation: Invocation, receiver: Receiver) -> Started:
         """Begin an invocation. Raises FaasdError at once, or has its receiver told."""
-        self._check_open()
+        if self._draining:
+            self._check_open()
         service = self._services.get(f"{invocation.function}@{invocation.revision}")
         if service is None:
             raise FunctionNotFound(
                 f"Revision {invocation.revision} of {invocation.function} is not on this worker."
             )
-        return begun(service.invoke(invocation), receiver)
+        return service.invoke(invocation, receiver)
 
     def logs(self, function: str, *, tail: int) -> list[LogLine]:
         return self._logs.tail(function, tail)
@@ -199,7 +199,7 @@ class Node:
             gpu_fault=self._inventory.fault,
             runtimes=self._sandboxes.runtimes(),
             functions=[service.report() for service in self._services.values()],
-            starts=dict(self.load.starts),
+            starts=self.load.by_kind(),
             sandboxes=self._sandboxes.sandboxes(),
         )
 

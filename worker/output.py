@@ -76,7 +76,11 @@ class OutputPipe:
     """The read end of a process's standard output or error, as lines with a request id."""
 
     def __init__(self, stream: str, emit: Emit, *, budget: int) -> None:
-        """`emit` gets request id, stream and line; `budget` is the bytes kept per request."""
+        """`emit` gets request id, stream and line; `budget` is the bytes kept per request.
+
+        Before it reads because something came, it calls `before_reading`: the owner may learn
+        that what came belongs to another request than it thought.
+        """
         self._stream = stream
         self._emit = emit
         self._budget = budget
@@ -84,6 +88,8 @@ class OutputPipe:
         self._dropped: Counter[str] = Counter()
         self._request = ""
         self._partial = b""
+        self._touched = False
+        self.before_reading: Callable[[], None] | None = None
         self._loop = asyncio.get_running_loop()
         self._fd, self.write_end = os.pipe()
         os.set_blocking(self._fd, False)
@@ -97,14 +103,13 @@ class OutputPipe:
             self.write_end = -1
 
     def switch(self, request_id: str) -> None:
-        """What is in the pipe belongs to the request so far; what comes next to `request_id`."""
-        if request_id == self._request == "":
-            return
-        self._drain()
-        self._flush()
-        self._say_dropped(self._request)
+        """What is read from here on belongs to `request_id`; see `drain`."""
+        if self._touched:
+            self._touched = False
+            self._flush()
+            self._say_dropped(self._request)
+            self._left = {}
         self._request = request_id
-        self._left = {request_id: self._budget}
 
     def expect(self, request_id: str) -> None:
         """Lines marked with this request belong to it from now on, beside those of others."""
@@ -112,17 +117,25 @@ class OutputPipe:
 
     def settle(self, request_id: str) -> None:
         """No more lines of this request are expected."""
-        self._drain()
+        self.drain()
         for request in (request_id, ""):
             self._say_dropped(request)
         self._left.pop(request_id, None)
         self._left[""] = self._budget
 
+    def drain(self) -> None:
+        """Read what is in the pipe by now."""
+        # A function that prints without end must not hold the loop: what it printed before its
+        # reply is at most what a pipe holds.
+        for _ in range(4):
+            if not self._open or self._read_once() is not True:
+                return
+
     def close(self) -> None:
         """Read what is left, then close. Safe to call twice."""
         if not self._open:
             return
-        self._drain()
+        self.drain()
         self._flush()
         for request in list(self._dropped):
             self._say_dropped(request)
@@ -132,15 +145,10 @@ class OutputPipe:
         self.handed_over()
 
     def _readable(self) -> None:
-        if self._read_once() is False:
+        if self.before_reading is not None:
+            self.before_reading()
+        if self._open and self._read_once() is False:
             self.close()
-
-    def _drain(self) -> None:
-        # A function that prints without end must not hold the loop: what it printed before its
-        # reply is at most what a pipe holds.
-        for _ in range(4):
-            if not self._open or self._read_once() is not True:
-                return
 
     def _read_once(self) -> bool | None:
         """True when something was read, None when nothing is there, False at the end."""
@@ -154,7 +162,8 @@ class OutputPipe:
         return True
 
     def _take(self, data: bytes) -> None:
-        if self._request and self._left[self._request] <= 0:
+        self._touched = True
+        if self._request and self._left.get(self._request, self._budget) <= 0:
             self._dropped[self._request] += len(data)
             return
         *lines, rest = (self._partial + data).split(b"\n")
@@ -172,8 +181,9 @@ class OutputPipe:
             marked, _, line = line[1:].partition(_END_OF_MARK)
             # A function can print a mark too: it counts only for what is running.
             request = marked if marked in self._left else request
-        self._left[request] -= len(raw) + 1
-        if self._left[request] <= 0:
+        left = self._left.get(request, self._budget) - len(raw) - 1
+        self._left[request] = left
+        if left <= 0:
             self._dropped[request] += len(raw)
             return
         self._emit(request, self._stream, line)

@@ -4,7 +4,9 @@ Called on every event (arrival, departure, start, death, wake-up): first the met
 event, then `decide`, whose actions the shell carries out without calling back in between.
 
 Invariants: a call is queued, or running on exactly one instance, or gone; an instance never runs
-more calls than it may; at most one sandbox is open or opening; queue and instances are bounded.
+more calls than it may; at most one sandbox is open or opening; queue and instances are bounded. A
+serial instance may hold calls ahead of the one that it runs: these have not begun, and are queued
+again when it ends.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from dataclasses import dataclass, field
 from faasd.errors import QueueFull
 from faasd.invocation import StartKind
 from faasd.policies.keepalive import KeepAlive
+from faasd.policies.readahead import ReadAhead
 from faasd.policies.scaling import ConcurrencyScaling, Demand
 
 CallId = int
@@ -72,7 +75,8 @@ class Stop:
     instance: int
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, which would triple the cost of what is made for every call.
+@dataclass(slots=True)
 class Dispatch:
     """Send the calls to the instance; start kinds are those of the calls, in order."""
 
@@ -122,7 +126,7 @@ class _Instance:
     asked_at: float
     ready_at: float = 0.0
     idle_since: float = 0.0
-    calls: set[CallId] = field(default_factory=set)
+    calls: dict[CallId, _Call] = field(default_factory=dict)
     doubted: set[CallId] = field(default_factory=set)
     dispatched_at: float = 0.0
 
@@ -153,7 +157,7 @@ class Pool:
 
     def __init__(self, limits: PoolLimits, keep_alive: KeepAlive) -> None:
         self._limits = limits
-        self._keep_alive = keep_alive
+        self.keep_alive = keep_alive
         self._queue: OrderedDict[CallId, _Call] = OrderedDict()
         self._deadlines: list[tuple[float, CallId]] = []
         self._where: dict[CallId, int] = {}
@@ -168,10 +172,13 @@ class Pool:
         self._used_at = 0.0
         self._retired = False
         self._hold_template = False
+        self._stuck = False
         self._exec_s: float | None = None
         self._start_s: float | None = None
         self.min_instances = limits.min_instances
         self.may_grow = True
+        self.read_ahead: ReadAhead | None = None
+        """Set by the shell for instances that serve one call after the other."""
 
     def __repr__(self) -> str:
         s = self.statistics()
@@ -210,8 +217,11 @@ class Pool:
         """Starts failed for good, or too often: none is tried for a while."""
         return self._failed_until is not None
 
-    def arrive(self, call: CallId, now: float, deadline: float | None = None) -> None:
-        """Queue a call. Raises QueueFull when the queue is at its limit and no instance is free."""
+    def arrive(self, call: CallId, now: float, deadline: float | None = None) -> bool:
+        """Queue a call: whether there is anything to decide before some other event.
+
+        Raises QueueFull when the queue is at its limit and no instance is free.
+        """
         queued = len(self._queue)
         if queued >= self._limits.queue and queued >= self._free_places():
             wait = self._expected_wait_s()
@@ -220,11 +230,13 @@ class Pool:
                 "for this function on one worker.",
                 retry_after_s=wait,
             )
-        self._keep_alive.arrived(now)
+        self.keep_alive.arrived(now)
         self._used_at = now
         self._queue[call] = _Call(call, now)
         if deadline is not None:
             heapq.heappush(self._deadlines, (deadline, call))
+            return True
+        return not self._stuck
 
     def cancel(self, call: CallId) -> int | None:
         """Forget a queued call, or name the instance that runs it, or None when it is gone."""
@@ -232,19 +244,28 @@ class Pool:
             return None
         return self._where.get(call)
 
-    def finished(self, call: CallId, now: float) -> None:
-        """A running call was answered by its instance."""
+    def finished(self, call: CallId, now: float, took_s: float | None = None) -> None:
+        """A running call was answered by its instance.
+
+        `took_s` is what the instance says it took, of a call that neither streamed nor printed.
+        """
         identity = self._where.pop(call, None)
         instance = self._instances.get(identity) if identity is not None else None
         if instance is None:
             return
-        instance.calls.discard(call)
+        del instance.calls[call]
         instance.doubted.discard(call)
         self._useless = 0
         self._used_at = now
+        if self.read_ahead is not None:
+            self.read_ahead.ended(took_s)
+            took = now - instance.dispatched_at if took_s is None else took_s
+            self._exec_s = _smooth(self._exec_s, took)
+            instance.dispatched_at = now
         if instance.calls:
             return
-        self._exec_s = _smooth(self._exec_s, now - instance.dispatched_at)
+        if self.read_ahead is None:
+            self._exec_s = _smooth(self._exec_s, now - instance.dispatched_at)
         if instance.state is InstanceState.BUSY:
             instance.become(InstanceState.IDLE)
             instance.idle_since = now
@@ -289,7 +310,10 @@ class Pool:
             self._note_failure(now, final=final)
 
     def instance_gone(self, identity: int, now: float) -> list[CallId]:
-        """An instance ended, for whatever reason; the calls that it took along."""
+        """An instance ended, for whatever reason; the calls that it took along.
+
+        Calls that it held ahead of their turn are queued again, before all others.
+        """
         instance = self._instances.get(identity)
         if instance is None:
             return []
@@ -306,7 +330,14 @@ class Pool:
             self._used_at = now
         for call in instance.calls:
             self._where.pop(call, None)
-        return sorted(instance.calls)
+        if self.read_ahead is None:
+            return sorted(instance.calls)
+        head, *ahead = instance.calls or (0,)
+        for call in reversed(ahead):
+            if call not in instance.doubted:
+                self._queue[call] = instance.calls[call]
+                self._queue.move_to_end(call, last=False)
+        return [call for call in instance.calls if call == head or call in instance.doubted]
 
     def stopping(self, identity: int) -> None:
         """The shell is ending this instance (timeout, cancellation): it gets no more calls."""
@@ -366,6 +397,9 @@ class Pool:
             actions += self._grow(now)
         if not self._queue:
             actions += self._shrink(now)
+            self._stuck = False
+        else:
+            self._stuck = self._limits.batch == 1 and self._is_full
         return actions
 
     def next_wakeup(self, now: float) -> float | None:
@@ -380,7 +414,7 @@ class Pool:
             if self._start_s is not None and now - first.arrived < self._start_s:
                 times.append(first.arrived + self._start_s)
         elif idle and len(self._live()) > self.min_instances:
-            times.append(min(i.idle_since for i in idle) + self._keep_alive.idle_s())
+            times.append(min(i.idle_since for i in idle) + self.keep_alive.idle_s())
         if self._failed_until is not None and (self._queue or self._wants_any()):
             times.append(self._failed_until)
         if self._unused_template():
@@ -429,19 +463,22 @@ class Pool:
             instance = self._free_instance()
             if instance is None or self._batch_may_fill(now):
                 break
-            room = self._limits.per_instance - len(instance.calls)
+            # At least one: what is sent ahead of its turn exceeds the places.
+            room = max(1, self._limits.per_instance - len(instance.calls))
             batch = [self._queue.popitem(last=False)[1] for _ in range(min(room, len(self._queue)))]
-            for call in batch:
-                self._where[call.id] = instance.id
-                instance.calls.add(call.id)
-            instance.dispatched_at = now
             if instance.state is InstanceState.IDLE:
                 instance.become(InstanceState.BUSY)
+                instance.dispatched_at = now
+            elif self.read_ahead is None:
+                instance.dispatched_at = now
+            for call in batch:
+                self._where[call.id] = instance.id
+                instance.calls[call.id] = call
             actions.append(
                 Dispatch(
                     instance.id,
-                    tuple(call.id for call in batch),
-                    tuple(self._kind(call, instance) for call in batch),
+                    tuple([call.id for call in batch]),
+                    tuple([self._kind(call, instance) for call in batch]),
                 )
             )
         return actions
@@ -460,9 +497,25 @@ class Pool:
         return now < first.arrived + self._limits.batch_wait_s
 
     def _free_instance(self) -> _Instance | None:
-        """The most recently used instance with room: the others may then grow old and end."""
-        free = [i for i in self._instances.values() if self._has_room(i)]
-        return max(free, key=lambda i: (len(i.calls) > 0, i.idle_since), default=None)
+        """The most recently used instance with room: the others may then grow old and end.
+
+        Without any, the one that holds the fewest calls ahead of their turn, if it may hold more.
+        """
+        best: _Instance | None = None
+        for one in self._instances.values():
+            if self._has_room(one) and (best is None or _recency(one) > _recency(best)):
+                best = one
+        if best is None and self.read_ahead is not None and self.read_ahead.depth:
+            return self._least_ahead(self.read_ahead.depth)
+        return best
+
+    def _least_ahead(self, depth: int) -> _Instance | None:
+        best: _Instance | None = None
+        fewest = depth + 1
+        for one in self._instances.values():
+            if one.state is InstanceState.BUSY and len(one.calls) < fewest and not one.doubted:
+                best, fewest = one, len(one.calls)
+        return best
 
     def _has_room(self, instance: _Instance) -> bool:
         if instance.state is InstanceState.IDLE:
@@ -491,6 +544,8 @@ class Pool:
     def _grow(self, now: float) -> list[Action]:
         if self._failed_until is not None and now < self._failed_until:
             return []
+        if self._is_full:
+            return []
         missing = self._missing(now)
         if missing <= 0 and not self._hold_template:
             return []
@@ -507,6 +562,12 @@ class Pool:
             forks.append(Fork(instance.id))
         return forks
 
+    @property
+    def _is_full(self) -> bool:
+        """Whether there are all the instances there may be: a queue then waits for one of them."""
+        full = len(self._instances) >= self._limits.max_instances
+        return full and self._sandbox is SandboxState.READY
+
     def _live(self) -> list[_Instance]:
         return [i for i in self._instances.values() if i.state is not InstanceState.STOPPING]
 
@@ -518,9 +579,12 @@ class Pool:
         live = self._live()
         minimum = 0 if self._retired else self.min_instances
         scaling = ConcurrencyScaling(minimum=minimum, maximum=self._limits.max_instances)
+        running = sum(self._places_taken(instance) for instance in live)
         demand = Demand(
-            queued=len(self._queue),
-            running=sum(self._places_taken(instance) for instance in live),
+            queued=len(self._queue) + sum(len(i.calls) for i in live) - running
+            if self.read_ahead is not None
+            else len(self._queue),
+            running=running,
             live=len(live),
             per_instance=self._limits.per_instance,
             waited_s=self._waited_s(now),
@@ -537,7 +601,7 @@ class Pool:
         """A batch under way takes nothing more on, however small it is, nor does a doubted one."""
         if instance.doubted or (self._limits.batch > 1 and instance.calls):
             return self._limits.per_instance
-        return len(instance.calls)
+        return min(len(instance.calls), self._limits.per_instance)
 
     def _shrink(self, now: float) -> list[Action]:
         idle = [i for i in self._instances.values() if i.state is InstanceState.IDLE]
@@ -545,7 +609,7 @@ class Pool:
         if idle:
             minimum = 0 if self._retired else self.min_instances
             spare = len(self._live()) - minimum
-            since = now if self._retired else now - self._keep_alive.idle_s()
+            since = now if self._retired else now - self.keep_alive.idle_s()
             old = sorted((i for i in idle if i.idle_since <= since), key=lambda i: i.idle_since)
             actions = self._stop(old[: max(0, spare)])
         unused = self._used_at + self._limits.template_keep_alive_s <= now
@@ -572,6 +636,10 @@ class Pool:
             self._sandbox = SandboxState.ABSENT
             return [CloseSandbox()]
         return []
+
+
+def _recency(instance: _Instance) -> tuple[bool, float]:
+    return len(instance.calls) > 0, instance.idle_since
 
 
 def _back_off_s(failures: int) -> float:

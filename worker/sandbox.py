@@ -77,11 +77,22 @@ class InstanceEvents(Protocol):
 
     def on_error(self, call: int, problem: dict[str, Any], exec_ms: float) -> None: ...
 
+    def on_printed(self) -> None:
+        """The call that runs has written to its standard output or error."""
+        ...
+
+    def on_caught_up(self) -> None:
+        """All that has come from it by now was told, by an instance that `tells_rounds`."""
+        ...
+
     def on_closed(self, end: Exit) -> None: ...
 
 
 class Instance(Protocol):
     """A process that serves calls."""
+
+    tells_rounds: bool
+    """Whether it says when it has told all that came at once."""
 
     def call(self, calls: Sequence[Call]) -> None: ...
 
@@ -106,6 +117,8 @@ class Sandbox(Protocol):
     opened: Opened
     devices: tuple[str, ...] | None
     """The GPUs that it was made with, by uuid; None where it sees whatever the node has."""
+    serial: bool
+    """Whether its instances serve one call after the other and may be sent some ahead."""
 
     async def fork(
         self, name: str, events: InstanceEvents, env: Mapping[str, str] | None = None

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import functools
 import itertools
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine
 from typing import Any
 
@@ -33,6 +33,7 @@ from faasd.errors import (
 from faasd.invocation import (
     FunctionReport,
     Invocation,
+    Receiver,
     Reply,
     Revision,
     StartKind,
@@ -40,6 +41,7 @@ from faasd.invocation import (
 )
 from faasd.policies.keepalive import keep_alive
 from faasd.policies.placement import Placement, Refusal
+from faasd.policies.readahead import ReadAhead
 from faasd.streams import Closable
 from faasd.telemetry import get_logger
 from worker import pool as pools
@@ -100,6 +102,7 @@ class RevisionService:
         self._output = output
         self._desk = desk if needs_gpu(spec.resources) else None
         self._cancel_grace_s = cancel_grace_s
+        self._timeout_s = spec.limits.timeout_s
         self._emptied = emptied
         self._tally = tally
         self._sandbox: Sandbox | None = None
@@ -111,37 +114,34 @@ class RevisionService:
         self._last_failure: FaasdError = Unavailable("The function could not be started.")
         self._progress: Progress = no_progress
         self._waiting_for_template: list[asyncio.Future[None]] = []
+        self._wakeup_due = math.inf
+        self._watch: asyncio.TimerHandle | None = None
+        self._watch_due = math.inf
         self._step_due = False
         self._closed = False
+        self._loop = asyncio.get_running_loop()
         self.template_mb = 0.0
         self.memory_mb = 0.0
 
     def __repr__(self) -> str:
         return f"<RevisionService {self.revision.key} {self.pool!r}>"
 
-    async def invoke(self, invocation: Invocation) -> Reply:
-        """Run it and give its reply; the caller's cancellation cancels it. Raises FaasdError."""
+    def invoke(self, invocation: Invocation, receiver: Receiver) -> Pending:
+        """Begin it for the receiver. Raises DeadlineExceeded or QueueFull at once."""
         now = clock.monotonic()
         remaining = invocation.remaining_s
-        if remaining is not None and remaining <= 0:
-            raise DeadlineExceeded("The deadline had passed when the invocation arrived.")
-        pending = Pending(
-            id=next(_call_ids),
-            invocation=invocation,
-            arrived=now,
-            deadline=None if remaining is None else now + remaining,
-            answer=asyncio.get_running_loop().create_future(),
-        )
-        self.pool.arrive(pending.id, now, pending.deadline)
+        deadline: float | None = None
+        if remaining is not None:
+            if remaining <= 0:
+                raise DeadlineExceeded("The deadline had passed when the invocation arrived.")
+            deadline = now + remaining
+        pending = Pending(next(_call_ids), invocation, receiver, self, now, deadline)
+        wants_decision = self.pool.arrive(pending.id, now, deadline)
         self._pending[pending.id] = pending
         self._tally.arrived()
-        self._step()
-        try:
-            return await pending.answer
-        except asyncio.CancelledError:
-            # Also when the answer came at the same moment: nobody would read its stream.
-            self._abandon(pending)
-            raise
+        if wants_decision:
+            self._step()
+        return pending
 
     async def prepare(self, progress: Progress) -> None:
         """Have one instance ready, for a deploy that is being tried. Raises FaasdError."""
@@ -263,8 +263,9 @@ class RevisionService:
     async def aclose(self) -> None:
         """End everything; calls that still wait are told so."""
         self._closed = True
-        if self._wakeup is not None:
-            self._wakeup.cancel()
+        for alarm in (self._wakeup, self._watch):
+            if alarm is not None:
+                alarm.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -282,9 +283,11 @@ class RevisionService:
         if self._closed:
             return
         now = clock.monotonic()
-        self._carry_out(self.pool.decide(now))
+        actions = self.pool.decide(now)
+        if actions:
+            self._carry_out(actions)
         due = self.pool.next_wakeup(now)
-        if due is not None:
+        if due is not None and due < self._wakeup_due:
             self._wake_up_at(due, now)
         if self._desk is not None:
             self._desk.became_idle()
@@ -293,16 +296,14 @@ class RevisionService:
 
     def _wake_up_at(self, due: float, now: float) -> None:
         """Ask the pool again by then. An earlier alarm stays: it costs less than to replace it."""
-        loop = asyncio.get_running_loop()
-        delay = max(0.001, due - now)
         if self._wakeup is not None:
-            if self._wakeup.when() <= loop.time() + delay:
-                return
             self._wakeup.cancel()
-        self._wakeup = loop.call_later(delay, self._on_alarm)
+        self._wakeup_due = due
+        self._wakeup = self._loop.call_later(max(0.001, due - now), self._on_alarm)
 
     def _on_alarm(self) -> None:
         self._wakeup = None
+        self._wakeup_due = math.inf
         self._step()
 
     def _carry_out(self, actions: list[pools.Action]) -> None:
@@ -356,6 +357,8 @@ class RevisionService:
                 opened.kind, (Span("sandbox", begin, placed_at), *opened.spans)
             )
             self._sandbox = sandbox
+            serial = sandbox.serial and self.revision.spec.batching.max_size == 1
+            self.pool.read_ahead = ReadAhead() if serial else None
             self.pool.sandbox_ready(opened.kind, clock.monotonic())
             log.info(
                 "sandbox.ready",
@@ -509,17 +512,17 @@ class RevisionService:
         running = self._running[action.instance]
         assert running.handle is not None
         now = clock.monotonic()
-        loop = asyncio.get_running_loop()
-        timeout = self.revision.spec.limits.timeout_s
+        ahead = self.pool.read_ahead is not None and bool(running.calls)
         calls = []
         for identity, kind in zip(action.calls, action.kinds, strict=True):
             pending = self._pending[identity]
-            pending.instance, pending.kind, pending.dispatched = running, kind, now
+            pending.instance = running
+            pending.kind = kind
             running.calls[identity] = pending
-            limit, reason = timeout, self._timed_out
-            if pending.deadline is not None and pending.deadline - now < timeout:
-                limit, reason = max(0.0, pending.deadline - now), self._deadline_passed
-            pending.timer = loop.call_later(limit, reason, pending)
+            if ahead:
+                self._watch_deadline(pending, now)
+            else:
+                self._turn_came(pending, now)
             calls.append((identity, pending.meta(now), pending.invocation.body))
             self._tally.started(kind)
         try:
@@ -530,7 +533,51 @@ class RevisionService:
             told = f"The invocation could not be sent to the function: {error}."
             for identity in action.calls:
                 pending = running.calls.pop(identity)
-                loop.call_soon(functools.partial(self.failed, pending, BadRequest(told), exec_ms=0))
+                self._loop.call_soon(self._unsent, pending, BadRequest(told))
+
+    def _unsent(self, pending: Pending, error: FaasdError) -> None:
+        self.failed(pending, error, exec_ms=0)
+        self.caught_up()
+
+    def _turn_came(self, pending: Pending, now: float) -> None:
+        """Its instance runs it from here on: the function's time limit begins."""
+        pending.dispatched = now
+        due = now + self._timeout_s
+        if pending.deadline is not None and pending.deadline < due:
+            due = pending.deadline
+        pending.due = due
+        if due < self._watch_due:
+            self._watch_until(due, now)
+
+    def _watch_deadline(self, pending: Pending, now: float) -> None:
+        """It waits in an instance for its turn, where only its caller's deadline counts."""
+        pending.dispatched = now
+        pending.due = math.inf if pending.deadline is None else pending.deadline
+        if pending.due < self._watch_due:
+            self._watch_until(pending.due, now)
+
+    def _watch_until(self, due: float, now: float) -> None:
+        # One alarm for all calls. Most end long before they are due: it then finds nothing.
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch_due = due
+        self._watch = self._loop.call_later(max(0.0, due - now), self._look_for_late)
+
+    def _look_for_late(self) -> None:
+        self._watch, self._watch_due = None, math.inf
+        now = clock.monotonic()
+        next_due = math.inf
+        for pending in [one for run in self._running.values() for one in run.calls.values()]:
+            if pending.due > now:
+                next_due = min(next_due, pending.due)
+                continue
+            pending.due = math.inf
+            if pending.deadline is not None and pending.deadline <= now:
+                self._deadline_passed(pending)
+            else:
+                self._timed_out(pending)
+        if next_due < self._watch_due:
+            self._watch_until(next_due, now)
 
     def _timed_out(self, pending: Pending) -> None:
         limit = self.revision.spec.limits.timeout_s
@@ -547,8 +594,10 @@ class RevisionService:
             grace_s=self._cancel_grace_s,
         )
 
-    @staticmethod
-    def _alone(pending: Pending) -> bool:
+    def _alone(self, pending: Pending) -> bool:
+        """Whether no other call would be hurt if its instance were ended."""
+        if self.pool.read_ahead is not None:
+            return True
         return pending.instance is not None and len(pending.instance.calls) <= 1
 
     def _interrupt(self, pending: Pending, reason: FaasdError, *, grace_s: float) -> None:
@@ -578,11 +627,18 @@ class RevisionService:
         running = pending.instance
         if running is None or pending.id not in running.calls:
             return
-        if any(other.stop_reason is None for other in running.calls.values()):
+        if self._others_need(running, pending):
             # Somebody still waits for what the same process does; it gets no further calls.
             self._look_again(pending, max(_LEAST_LOOK_S, self._cancel_grace_s))
             return
         self._kill(running, pending.stop_reason or Cancelled("The caller went away."))
+
+    def _others_need(self, running: Running, pending: Pending) -> bool:
+        """Whether ending an instance for a call would hurt another one that it runs."""
+        if self.pool.read_ahead is not None:
+            # What waits behind its turn is queued again, and what runs before it is not its.
+            return next(iter(running.calls.values())) is not pending
+        return any(other.stop_reason is None for other in running.calls.values())
 
     def _kill(self, running: Running, reason: FaasdError) -> None:
         running.why_killed = reason
@@ -610,7 +666,7 @@ class RevisionService:
         self._close_sandbox()
         self._start_failed(fault)
 
-    def _abandon(self, pending: Pending) -> None:
+    def abandoned(self, pending: Pending) -> None:
         """The caller is gone: drop the call if it waits, stop it if it runs."""
         self.pool.cancel(pending.id)
         if pending.instance is None:
@@ -623,7 +679,7 @@ class RevisionService:
 
     def chunks(self, pending: Pending) -> AsyncIterator[bytes]:
         """The body of a streamed reply; closing it early cancels the invocation."""
-        return Closable(self._chunks(pending), unread=lambda: self._abandon(pending))
+        return Closable(self._chunks(pending), unread=lambda: self.abandoned(pending))
 
     async def _chunks(self, pending: Pending) -> AsyncGenerator[bytes, None]:
         stream = pending.stream
@@ -638,38 +694,50 @@ class RevisionService:
             raise
         finally:
             if not finished:
-                self._abandon(pending)
+                self.abandoned(pending)
 
-    def answered(self, pending: Pending, reply: Reply | None) -> None:
+    def answered(self, pending: Pending, reply: Reply | None, took_s: float | None) -> None:
         """A call came to its end; `reply` is None for the end of a stream."""
         self._forget(pending)
         if pending.stream is not None:
             pending.stream.end()
-        elif reply is not None and not pending.answer.done():
-            pending.answer.set_result(reply)
-        self._finished(pending)
+        elif reply is not None:
+            pending.answer(reply)
+        self._finished(pending, took_s)
 
     def failed(self, pending: Pending, error: FaasdError, *, exec_ms: float) -> None:
         """A call ended in an error that the instance survived."""
         self._forget(pending)
         self._note_cost(pending, error, exec_ms)
         pending.fail(error)
-        self._finished(pending)
+        self._finished(pending, exec_ms / 1000)
 
-    def _finished(self, pending: Pending) -> None:
-        self.pool.finished(pending.id, clock.monotonic())
-        if self.pool.waiting or self.pool.retired:
-            self._step()
-        elif not self._step_due:
-            # Nothing waits for the place: the reply goes out first. A loop writes at the end of a
-            # round, hence in the round after the next.
+    def _finished(self, pending: Pending, took_s: float | None) -> None:
+        now = clock.monotonic()
+        pool = self.pool
+        pool.finished(pending.id, now, took_s)
+        if pool.read_ahead is not None and pending.instance is not None:
+            for following in pending.instance.calls.values():
+                self._turn_came(following, now)
+                break
+        if self._step_due:
+            return
+        if pool.waiting or pool.retired or self._desk is not None or self._idle_ends_first(now):
+            # Once for all that ended in this round of the loop.
             self._step_due = True
-            loop = asyncio.get_running_loop()
-            loop.call_soon(loop.call_soon, self._late_step)
+            running = pending.instance
+            if running is None or running.handle is None or not running.handle.tells_rounds:
+                self._loop.call_soon(self.caught_up)
 
-    def _late_step(self) -> None:
-        self._step_due = False
-        self._step()
+    def _idle_ends_first(self, now: float) -> bool:
+        """Whether the pool has something to do before the alarm that is set."""
+        return now + self.pool.keep_alive.idle_s() < self._wakeup_due
+
+    def caught_up(self) -> None:
+        """Every end of a call that is known by now has been told."""
+        if self._step_due:
+            self._step_due = False
+            self._step()
 
     def instance_closed(self, running: Running, end: Exit) -> None:
         """An instance is gone: every call on it is answered with the reason."""
@@ -677,14 +745,21 @@ class RevisionService:
             self._fork_failed(running, running.fault)
             return
         self._running.pop(running.number, None)
-        calls = list(running.calls.values())
-        running.calls.clear()
-        for pending in calls:
+        lost = self.pool.instance_gone(running.number, clock.monotonic())
+        alone = len(lost) == 1
+        for identity in lost:
+            pending = running.calls.pop(identity, None)
+            if pending is None:
+                continue
             self._forget(pending)
-            error = _fate(pending, running, end, alone=len(calls) == 1)
+            error = _fate(pending, running, end, alone=alone)
             self._note_cost(pending, error, (clock.monotonic() - pending.dispatched) * 1000)
             pending.fail(error)
-        self.pool.instance_gone(running.number, clock.monotonic())
+        for pending in running.calls.values():
+            # It had not begun: the pool has it in its queue again.
+            self._tally.returned(pending.kind)
+            pending.instance, pending.due = None, math.inf
+        running.calls.clear()
         self._give_back(running)
         self._step()
 

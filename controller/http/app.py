@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import functools
-import json
 import os
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from controller.asynchronous import AsyncInvocations
 from controller.auth import Caller, Keys
 from controller.gateway import Gateway
+from controller.http import replies
+from controller.http.head import given_id, is_of_foreign_page
 from controller.registry import Registry
 from controller.workers import Workers
 from faasd.blobs import BlobStore
@@ -31,8 +29,6 @@ from faasd.errors import (
     NotFound,
     StorageFull,
 )
-from faasd.invocation import StartKind, Timings
-from faasd.settings import is_loopback
 from faasd.spec import check_name
 from faasd.telemetry import Metrics, get_logger
 
@@ -40,12 +36,7 @@ log = get_logger("controller.http")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-# Part of an address under /v1/invocations, where dots alone mean a folder and braces are no match.
-REQUEST_ID_PATTERN = r"^(?!\.+$)[!-z|~]{1,128}$"
-_REQUEST_ID = re.compile(REQUEST_ID_PATTERN)
-_PROBLEM = "application/problem+json"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_COST = ("timings", "start", "worker", "revision")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,28 +103,15 @@ def _guarded(route: Route) -> Handler:
 
 
 def _refuse_foreign_pages(request: web.Request) -> None:
-    """A browser on this machine must not be made to call us by a page of somebody else's.
-
-    Only where no key is needed: then the address is loopback, and so must be the names in Host
-    (against DNS rebinding) and Origin. Raises Forbidden.
-    """
+    """Only where no key is needed. Raises Forbidden."""
     if "Authorization" in request.headers:
         return
-    for header, before in (("Host", "//"), ("Origin", "")):
-        named = request.headers.get(header)
-        if named is not None and not _means_this_machine(before + named):
-            raise Forbidden(
-                f"A request with {header}: {named[:80]} needs an API key.",
-                remedy="Send one in the header Authorization, or call 127.0.0.1 directly.",
-            )
-
-
-@functools.lru_cache(maxsize=256)
-def _means_this_machine(url: str) -> bool:
-    try:
-        return is_loopback(urlsplit(url).hostname or "")
-    except ValueError:
-        return False
+    named = is_of_foreign_page(request.headers.get)
+    if named is not None:
+        raise Forbidden(
+            f"A request with {named} needs an API key.",
+            remedy="Send one in the header Authorization, or call 127.0.0.1 directly.",
+        )
 
 
 def _namespace(request: web.Request) -> str | None:
@@ -185,41 +163,13 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
 
 
 def _request_id(request: web.Request) -> str:
-    given = request.headers.get("Faasd-Request-Id", "")
-    return given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
+    return given_id(request.headers.get("Faasd-Request-Id", "")) or os.urandom(16).hex()
 
 
 def problem(request: web.Request, error: FaasdError, *, status: int | None = None) -> web.Response:
     """The response that tells an error (RFC 9457)."""
-    told = problem_object(error.to_problem(), request[REQUEST_ID])
-    if status is not None:
-        told["status"] = status
-    headers = {"Content-Type": _PROBLEM, "faasd-request-id": request[REQUEST_ID]}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
-    elif error.status in (429, 503):
-        headers["Retry-After"] = "1"
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    if request.path.startswith("/invoke/"):
-        headers.update(_cost(error))
-    return web.Response(status=told["status"], headers=headers, body=json.dumps(told).encode())
-
-
-def problem_object(told: dict[str, Any], request_id: str) -> dict[str, Any]:
-    """The problem as its caller reads it; what the invocation cost stands elsewhere."""
-    shown = {key: value for key, value in told.items() if key not in _COST}
-    return {**shown, "request_id": request_id}
-
-
-def _cost(error: FaasdError) -> dict[str, str]:
-    """The headers that tell what a failed invocation cost before it failed."""
-    timings = Timings(*error.extra.get("timings", ()))
-    headers = {
-        "Server-Timing": timings.server_timing(),
-        "faasd-start": str(error.extra.get("start", StartKind.NONE)),
-    }
-    for name in ("worker", "revision"):
-        if error.extra.get(name):
-            headers[f"faasd-{name}"] = str(error.extra[name])
-    return headers
+    invoked = request.path.startswith("/invoke/")
+    status, headers, body = replies.problem(
+        error, request[REQUEST_ID], invoked=invoked, status=status
+    )
+    return web.Response(status=status, headers=headers, body=body)

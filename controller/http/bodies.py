@@ -10,10 +10,20 @@ from typing import Any
 from aiohttp import web
 
 from faasd.errors import BadRequest, BodyTooLarge
+from faasd.spec import FunctionSpec
 
 _CHUNK = 1 << 18
 _SMALL = 1 << 20
 _SEND_AN_OBJECT = "Send a JSON object as /openapi.json describes it."
+
+
+def check_size(spec: FunctionSpec, size: int) -> None:
+    """Raises BodyTooLarge; asked before the body is read where possible."""
+    if size > spec.max_body_bytes:
+        raise BodyTooLarge(
+            f"The body has {size} bytes; this function accepts {spec.max_body_bytes} "
+            f"([limits] max_body_mb = {spec.limits.max_body_mb:g})."
+        )
 
 
 async def read_body(request: web.Request, limit: int) -> bytes:

@@ -11,9 +11,10 @@ from typing import Any
 from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from controller.http.app import CALLER, FOLLOWERS, PARTS, REQUEST_ID, problem_object
+from controller.http.app import CALLER, FOLLOWERS, PARTS, REQUEST_ID
 from controller.http.bodies import chunks, read_json
 from controller.http.parameters import full_name, query_flag, query_int
+from controller.http.replies import problem_object
 from controller.links import Progress
 from controller.registry import Function
 from faasd import clock

@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import re
 from typing import Any
 from urllib.parse import quote
 
 from aiohttp import HttpVersion11, web
 
-from controller.http.app import CALLER, PARTS, REQUEST_ID, problem_object
-from controller.http.bodies import read_body
+from controller.http.app import CALLER, PARTS, REQUEST_ID
+from controller.http.bodies import check_size, read_body
+from controller.http.head import EVENTS, NOT_PASSED_ON
 from controller.http.parameters import (
     full_name,
     header_text,
@@ -20,37 +20,23 @@ from controller.http.parameters import (
     query_choice,
     query_int,
 )
+from controller.http.replies import broken_off, problem_object, reply_headers, sendable
 from controller.store.port import StoredInvocation
 from faasd import clock
 from faasd.errors import (
     BadRequest,
-    BodyTooLarge,
     Conflict,
     DeadlineExceeded,
     FaasdError,
     InternalError,
-    UnserialisableResult,
 )
 from faasd.invocation import PHASES, Invocation, Reply
-from faasd.spec import FunctionSpec
 from faasd.streams import close
 from faasd.telemetry import get_logger
 
 log = get_logger("controller.http")
 
-_EVENTS = "text/event-stream"
 _LONGEST_KEY = 255
-_NOT_PASSED_ON = {
-    "authorization", "connection", "content-length", "content-type", "cookie", "faasd-deadline-ms",
-    "faasd-namespace", "faasd-request-id", "host", "idempotency-key", "keep-alive", "te",
-    "trailer", "transfer-encoding", "upgrade",
-}  # fmt: skip
-_OURS = {
-    "connection", "content-length", "content-type", "idempotency-replayed", "keep-alive",
-    "server-timing", "trailer", "transfer-encoding", "upgrade",
-}  # fmt: skip
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]*")
 
 
 async def invoke(request: web.Request) -> web.StreamResponse:
@@ -60,7 +46,7 @@ async def invoke(request: web.Request) -> web.StreamResponse:
     mode = query_choice(request, "mode", ("sync", "async"))
     key = _idempotency_key(request)
     revision = parts.registry.get(function).active
-    _check_size(revision.spec, request.content_length or 0)
+    check_size(revision.spec, request.content_length or 0)
     remaining = _deadline(request)
     body = await read_body(request, revision.spec.max_body_bytes)
     if remaining is not None:
@@ -74,10 +60,10 @@ async def invoke(request: web.Request) -> web.StreamResponse:
         headers={
             lowered: header_text(value)
             for name, value in request.headers.items()
-            if (lowered := name.lower()) not in _NOT_PASSED_ON
+            if (lowered := name.lower()) not in NOT_PASSED_ON
         },
         remaining_s=remaining,
-        events=_EVENTS in request.headers.get("Accept", ""),
+        events=EVENTS in request.headers.get("Accept", ""),
     )
     if mode == "async":
         return await _submit(request, invocation, key)
@@ -102,15 +88,6 @@ async def _submit(request: web.Request, invocation: Invocation, key: str | None)
     return web.json_response(
         {"id": stored.id, "status": stored.status, "url": url}, status=202, headers=headers
     )
-
-
-def _check_size(spec: FunctionSpec, size: int) -> None:
-    """Raises BodyTooLarge, before the body is read where possible."""
-    if size > spec.max_body_bytes:
-        raise BodyTooLarge(
-            f"The body has {size} bytes; this function accepts {spec.max_body_bytes} "
-            f"([limits] max_body_mb = {spec.limits.max_body_mb:g})."
-        )
 
 
 def _deadline(request: web.Request) -> float | None:
@@ -148,53 +125,15 @@ async def _respond(
     request: web.Request, reply: Reply, *, replayed: bool = False
 ) -> web.StreamResponse:
     try:
-        headers = _headers(request, reply, replayed=replayed)
+        headers = reply_headers(reply, request[REQUEST_ID])
+        if replayed:
+            headers["Idempotency-Replayed"] = "true"
         if reply.chunks is None:
             return web.Response(status=reply.status, headers=headers, body=reply.body)
         return await _stream(request, reply, headers)
     finally:
         # Ends the invocation where the client went away, before the stream or in its midst.
         await close(reply.chunks)
-
-
-def _headers(request: web.Request, reply: Reply, *, replayed: bool) -> dict[str, str]:
-    headers = {
-        **_headers_of_function(reply),
-        "faasd-revision": reply.headers.get("faasd-revision", ""),
-        "Content-Type": reply.content_type,
-        "faasd-request-id": request[REQUEST_ID],
-        "faasd-start": str(reply.start),
-        "Server-Timing": reply.timings.server_timing(),
-    }
-    if reply.worker:
-        headers["faasd-worker"] = reply.worker
-    if replayed:
-        headers["Idempotency-Replayed"] = "true"
-    return headers
-
-
-def _headers_of_function(reply: Reply) -> dict[str, str]:
-    """What the function set, but for what is the platform's to say. Raises UnserialisableResult."""
-    chosen = {
-        name: value
-        for name, value in reply.headers.items()
-        if (lowered := name.lower()) not in _OURS and not lowered.startswith("faasd-")
-    }
-    for name, value in (*chosen.items(), ("Content-Type", reply.content_type)):
-        if not _sendable(name, value):
-            raise UnserialisableResult(
-                f"The function's response header {name[:80]!r} = {value[:80]!r} cannot be sent.",
-                remedy="Use a header name of letters, digits and hyphens, and a value of one line.",
-                timings=reply.timings.as_list(),
-                start=str(reply.start),
-                worker=reply.worker,
-                revision=reply.headers.get("faasd-revision"),
-            )
-    return chosen
-
-
-def _sendable(name: str, value: str) -> bool:
-    return bool(_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value))
 
 
 async def _stream(
@@ -206,7 +145,7 @@ async def _stream(
     try:
         if request.version >= HttpVersion11:
             response.enable_chunked_encoding()
-        if reply.content_type == _EVENTS:
+        if reply.content_type == EVENTS:
             response.headers["Cache-Control"] = "no-cache"
         await response.prepare(request)
         async for chunk in chunks:
@@ -224,10 +163,9 @@ async def _stream(
 
 async def _break_off(request: web.Request, response: web.StreamResponse, error: FaasdError) -> None:
     """An error after the status went out: told as an event, or by an unfinished body."""
-    if response.content_type == _EVENTS:
-        told = problem_object(error.to_problem(), request[REQUEST_ID])
+    if response.content_type == EVENTS:
         with contextlib.suppress(ConnectionError):
-            await response.write(f"event: error\ndata: {json.dumps(told)}\n\n".encode())
+            await response.write(broken_off(error, request[REQUEST_ID]))
             await response.write_eof()
         return
     if request.transport is not None:
@@ -259,12 +197,13 @@ async def show_result(request: web.Request) -> web.Response:
             remedy="Ask again when its status is succeeded.",
         )
     result = stored.result
-    sendable = _HEADER_VALUE.fullmatch(result.content_type)
     return web.Response(
         status=result.status,
         body=result.body,
         headers={
-            "Content-Type": result.content_type if sendable else "application/octet-stream",
+            "Content-Type": result.content_type
+            if sendable(result.content_type)
+            else "application/octet-stream",
             "X-Content-Type-Options": "nosniff",
         },
     )

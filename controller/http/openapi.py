@@ -12,7 +12,8 @@ from typing import Any
 from aiohttp import web
 
 from controller.http import operations, schemas
-from controller.http.app import PARTS, REQUEST_ID_PATTERN, Route
+from controller.http.app import PARTS, Route
+from controller.http.head import REQUEST_ID_PATTERN
 from controller.http.operations import Operation
 from faasd import __version__
 from faasd.errors import BadRequest, FaasdError, Forbidden, InternalError, Unauthorized

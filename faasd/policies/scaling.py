@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: one is made for every event of a pool that may grow.
+@dataclass(slots=True)
 class Demand:
     """What a revision has to do and what with. Times in seconds; None where nothing was measured."""
 

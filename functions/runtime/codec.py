@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -24,8 +25,7 @@ class BadResult(Exception):
 
 def decode(content_type: str, body: bytes) -> Any:
     """The event a handler sees: None, JSON values, str or bytes. Raises BadEvent."""
-    kind, _, parameters = content_type.partition(";")
-    kind = kind.strip().lower()
+    kind, parameters = _parts(content_type)
     if not body and not kind.startswith("text/"):
         return None
     if kind == JSON or kind.endswith("+json"):
@@ -38,7 +38,22 @@ def decode(content_type: str, body: bytes) -> Any:
     return body
 
 
+@functools.lru_cache(maxsize=128)
+def _parts(content_type: str) -> tuple[str, str]:
+    kind, _, parameters = content_type.partition(";")
+    return kind.strip().lower(), parameters
+
+
 def _json(body: bytes) -> Any:
+    # Almost all of it is UTF-8 without blanks around, which takes a third of the time.
+    if b"\0" not in body[:4] and body[0] < 0x80:
+        try:
+            text = body.decode()
+            value, end = _decoder.raw_decode(text)
+            if end == len(text):
+                return value
+        except (ValueError, RecursionError):
+            pass
     try:
         return _decoder.decode(body.decode(json.detect_encoding(body), "surrogatepass"))
     except (ValueError, RecursionError) as error:

@@ -3,7 +3,8 @@
 Frames (see `frames`), worker to instance:
 
     ["call", [[id, meta, body], ...]]    several at once only when the function batches
-    ["cancel", id]                       answered by the loop of an async instance only
+    ["cancel", id]                       the caller of a call is gone
+    ["go"]                               answers "printed"
 
 and back:
 
@@ -11,10 +12,13 @@ and back:
     ["result", id, status, content type, headers, exec ms, body]
     ["start", id, status, content type, headers, if any]  ["chunk", id, body]  ["end", id, exec ms]
     ["error", id, problem, exec ms]
+    ["printed"]                          output lies in the pipes; it waits for "go"
 
-`meta` is {"request_id", "content_type", "headers", "remaining_s", "attempt", "events"}; a problem
-is {"code", "message", "type", "traceback"}. A sync instance is told of a caller that left by
-SIGUSR1, which raises InvocationCancelled in the handler.
+A body of `frames.LARGE` bytes or more is its size, and a file in memory beside the frame, or the
+one that came with its call. A sync
+instance may be sent further calls ahead of their turn; it answers in order. `meta` is {"request_id", "content_type", "headers", "remaining_s", "attempt", "events"}; a problem
+is {"code", "message", "type", "traceback"}. A sync instance gets SIGUSR1 besides "cancel", which
+raises InvocationCancelled in the handler if its call is the one that is meant.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from typing import Any
 
 from . import codec, concurrent, frames, process, report
@@ -86,6 +91,9 @@ class Serial:
         self._pid = os.getpid()
         self._function = function
         self._link = link
+        self._waiting: deque[list[Any]] = deque()
+        self._files: dict[int, int] = {}
+        self._call: int | None = None
         self._running = False
         self._writing = False
         self._cancelled = False
@@ -94,56 +102,96 @@ class Serial:
         signal.signal(signal.SIGUSR1, self._on_cancel)
         batched = self._function.config["batch"] > 1
         while True:
-            frame = self._link.read()
+            frame = self._waiting.popleft() if self._waiting else self._link.read()
             if frame[0] != "call":
                 continue
             started = time.perf_counter()
             self._cancelled = False
+            calls = frame[1]
+            for call in calls:
+                if type(call[2]) is int:
+                    file = self._files[call[0]] = self._link.file()
+                    call[2] = frames.from_memory(file, call[2])
             if batched:
-                self._batch(frame[1], started)
+                self._batch(calls, started)
             else:
-                self._single(*frame[1][0], started=started)
+                self._single(*calls[0], started=started)
+            while self._files:
+                os.close(self._files.popitem()[1])
 
     def _on_cancel(self, _signum: int, _frame: Any) -> None:
+        # The call that is meant may have been answered while the signal was on its way, and the
+        # next one, sent ahead, have begun.
+        if not self._running or ["cancel", self._call] not in self._link.coming():
+            return
         self._cancelled = True
-        if self._running and not self._writing:
+        if not self._writing:
             self._running = False
             raise InvocationCancelled
 
-    def _write(self, message: list[Any]) -> None:
+    def _write(self, message: list[Any], body: bytes | None = None) -> None:
+        """Send a frame; a `body` that is given goes with it, in it or beside it."""
         process.end_copy_of(self._pid)
         # A frame cut short would garble all that follow, so a cancellation waits for its end.
         self._writing = True
         try:
-            self._link.write(message)
+            if body is None or len(body) < frames.LARGE:
+                self._link.write(message if body is None else [*message, body])
+            else:
+                self._write_beside(message, body)
         finally:
             self._writing = False
         if self._cancelled and self._running:
             self._running = False
             raise InvocationCancelled
 
-    def _single(self, call_id: int, meta: dict[str, Any], body: bytes, *, started: float) -> None:
+    def _write_beside(self, message: list[Any], body: bytes) -> None:
+        file = self._files.get(message[1])
+        if file is not None:
+            frames.to_memory(file, body)
+            self._link.write([*message, len(body)])
+            return
+        fd = frames.in_memory(body)
         try:
+            self._link.write_with([*message, len(body)], fd)
+        finally:
+            os.close(fd)
+
+    def _single(self, call_id: int, meta: dict[str, Any], body: bytes, *, started: float) -> None:
+        payload: bytes | None = None
+        try:
+            self._call = call_id
             self._running = True
-            answer = self._answer(call_id, meta, body, started)
+            answer, payload = self._answer(call_id, meta, body, started)
             self._running = False
         except frames.Closed:
             raise
         except BaseException as error:  # user code; SystemExit too must not end the instance
             self._running = False
             answer = ["error", call_id, report.problem(error), _ms_since(started)]
-        process.flush_output()
-        self._write(answer)
+        self._hand_over_output()
+        self._write(answer, payload)
 
-    def _answer(self, call_id: int, meta: dict[str, Any], body: bytes, started: float) -> list[Any]:
+    def _hand_over_output(self) -> None:
+        """What was printed is read before the reply, so that it is known whose it is."""
+        process.flush_output()
+        if not process.output_waits():
+            return
+        self._write(["printed"])
+        while (frame := self._link.read()) != ["go"]:
+            self._waiting.append(frame)
+
+    def _answer(
+        self, call_id: int, meta: dict[str, Any], body: bytes, started: float
+    ) -> tuple[list[Any], bytes | None]:
         event = self._function.decode(meta.get("content_type", ""), body)
         context = Context(self._function.config, self._function.state, meta)
         result = self._function.handler(event, context)
         if hasattr(result, "__next__"):
             self._stream(call_id, meta, result)
-            return ["end", call_id, _ms_since(started)]
+            return ["end", call_id, _ms_since(started)], None
         status, content_type, headers, payload = codec.encode(result)
-        return ["result", call_id, status, content_type, headers, _ms_since(started), payload]
+        return ["result", call_id, status, content_type, headers, _ms_since(started)], payload
 
     def _stream(self, call_id: int, meta: dict[str, Any], items: Any) -> None:
         announced = False
@@ -169,23 +217,24 @@ class Serial:
 
     def _batch(self, calls: list[list[Any]], started: float) -> None:
         events, contexts, ids = [], [], []
-        answers: list[list[Any]] = []
+        answers: list[tuple[list[Any], bytes | None]] = []
         for call_id, meta, body in calls:
             try:
                 events.append(self._function.decode(meta.get("content_type", ""), body))
             except codec.BadEvent as error:
-                answers.append(["error", call_id, report.problem(error), _ms_since(started)])
+                told = ["error", call_id, report.problem(error), _ms_since(started)]
+                answers.append((told, None))
                 continue
             contexts.append(Context(self._function.config, self._function.state, meta))
             ids.append(call_id)
         answers += self._batch_answers(events, contexts, ids, started)
-        process.flush_output()
-        for answer in answers:
-            self._write(answer)
+        self._hand_over_output()
+        for answer, payload in answers:
+            self._write(answer, payload)
 
     def _batch_answers(
         self, events: list[Any], contexts: list[Context], ids: list[int], started: float
-    ) -> list[list[Any]]:
+    ) -> list[tuple[list[Any], bytes | None]]:
         if not ids:
             return []
         try:
@@ -196,19 +245,19 @@ class Serial:
                 )
         except BaseException as error:  # user code: one failure is every member's
             told = report.problem(error)
-            return [["error", call_id, told, _ms_since(started)] for call_id in ids]
-        answers = []
+            return [(["error", call_id, told, _ms_since(started)], None) for call_id in ids]
+        answers: list[tuple[list[Any], bytes | None]] = []
         for call_id, result in zip(ids, results):
             try:
                 if isinstance(result, Exception):
                     raise result
                 status, content_type, headers, payload = codec.encode(result)
             except Exception as error:  # user value: only this member's
-                answers.append(["error", call_id, report.problem(error), _ms_since(started)])
+                refused = ["error", call_id, report.problem(error), _ms_since(started)]
+                answers.append((refused, None))
                 continue
-            answers.append(
-                ["result", call_id, status, content_type, headers, _ms_since(started), payload]
-            )
+            head = ["result", call_id, status, content_type, headers, _ms_since(started)]
+            answers.append((head, payload))
         return answers
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import resource
 import signal
 import sys
+import termios
 import time
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
+_COUNT = b"\0\0\0\0"
 _MADV_COLLAPSE = 25
 _HUGE_PAGE = 2 << 20
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -130,6 +133,17 @@ def flush_output() -> None:
             getattr(sys, name).flush()
         except Exception:  # user code: a function may have put anything in their place, or nothing
             continue
+
+
+def output_waits() -> bool:
+    """Whether anything lies in the pipes of standard output and error, unread."""
+    for fd in (1, 2):
+        try:
+            if fcntl.ioctl(fd, termios.FIONREAD, _COUNT) != _COUNT:
+                return True
+        except OSError:  # user code may have put anything there, or nothing
+            continue
+    return False
 
 
 def gather_pages() -> None:

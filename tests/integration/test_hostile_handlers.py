@@ -650,6 +650,9 @@ def test_an_endless_generator_ends_when_its_reader_leaves(
         connection.request("POST", path, body, headers)
         response = connection.getresponse()
         assert b'{"n":0}' in response.readline()
+        # Only from here on is it where it notices its end.
+        while b"more" not in response.readline():
+            pass
         response.close()
 
     assert eventually(marker.exists)

@@ -109,6 +109,8 @@ class FakeSandbox:
     `processes`, here and of an instance, are the ids of those that it is to be taken for.
     """
 
+    serial = False
+
     def __init__(
         self,
         owner: FakeSandboxes,
@@ -181,6 +183,7 @@ class FakeInstance:
         env: Mapping[str, str],
     ) -> None:
         self.name = name
+        self.tells_rounds = False
         self.env = dict(env)
         self.processes: list[int] = []
         self.gone = asyncio.Event()

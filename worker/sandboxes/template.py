@@ -69,6 +69,10 @@ class TemplateSandbox(abc.ABC):
         self._closing = False
         self._serving = False
 
+    @property
+    def serial(self) -> bool:
+        return self._style == "sync"
+
     def pids(self) -> list[int]:
         return [self._pid] if self._pid else []
 
@@ -189,8 +193,7 @@ class TemplateSandbox(abc.ABC):
             raise
         finally:
             self._births.pop(link.name, None)
-        # The transport owns the socket from here on.
-        await loop.create_unix_connection(lambda: link, sock=ours)
+        link.connect(ours)
 
     async def aclose(self) -> None:
         """End every process of it and remove it. Safe to call twice."""

@@ -14,7 +14,6 @@ from controller.registry import Registry
 from controller.store.sqlite import SqliteStore
 from controller.workers import Workers
 from faasd.blobs import BlobStore
-from faasd.bridges import begun
 from faasd.errors import HandlerError
 from faasd.invocation import (
     Invocation,
@@ -57,6 +56,13 @@ class Words(Gateway):
         self.unread += 1
 
 
+class Nothing:
+    """What is under way for a moment only."""
+
+    def cancel(self) -> None:
+        raise NotImplementedError
+
+
 class Failing:
     """A worker on which every invocation fails."""
 
@@ -77,10 +83,9 @@ class Failing:
 
     def invoke(self, invocation: Invocation, receiver: Receiver) -> Started:
         del invocation
-        return begun(self._fail(), receiver)
-
-    async def _fail(self) -> Reply:
-        raise HandlerError("The function raised ValueError.")
+        loop = asyncio.get_running_loop()
+        loop.call_soon(receiver.failed, HandlerError("The function raised ValueError."))
+        return Nothing()
 
     def logs(self, function: str, *, tail: int, follow: bool) -> AsyncIterator[LogLine]:
         raise NotImplementedError

@@ -68,6 +68,12 @@ class Seen:
     def on_error(self, call: int, problem: dict[str, Any], exec_ms: float) -> None:
         self.events.append(("error", call, problem, exec_ms))
 
+    def on_caught_up(self) -> None:
+        return
+
+    def on_printed(self) -> None:
+        self.events.append(("printed",))
+
     def on_closed(self, end: Exit) -> None:
         self.closed.set_result(end.detail)
 
@@ -77,7 +83,7 @@ async def heard(sock: socket.socket, writing: Any) -> tuple[list[tuple[Any, ...]
     loop = asyncio.get_running_loop()
     seen = Seen()
     link = InstanceLink("i1", seen, (), tags=False)
-    await loop.create_unix_connection(lambda: link, sock=sock)
+    link.connect(sock)
     link.exited(0)
     with ThreadPoolExecutor(1) as thread:
         await loop.run_in_executor(thread, writing)
@@ -234,13 +240,13 @@ def test_an_instance_understands_the_calls_of_the_worker() -> None:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         link = InstanceLink("i1", Seen(), (), tags=True)
-        transport, _ = await loop.create_unix_connection(lambda: link, sock=ours)
+        link.connect(ours)
         with theirs, ThreadPoolExecutor(1) as thread:
             link.call([(7, {"request_id": "r"}, b"body" * 100_000)])
             link.cancel(7)
             stream = FrameStream(theirs)
             found = [await loop.run_in_executor(thread, stream.read) for _ in range(2)]
-            transport.close()
+            link.discard()
         return found
 
     assert asyncio.run(main()) == [

@@ -918,5 +918,5 @@ async def until_answered(node: Node) -> None:
     while not service._pending:
         await asyncio.sleep(0)
     [pending] = service._pending.values()
-    while not pending.answer.done():
+    while not pending.told:
         await asyncio.sleep(0)

@@ -28,6 +28,11 @@ class Printer:
     def write(self, data: bytes) -> None:
         assert os.write(self.pipe.write_end, data) == len(data)
 
+    def turn(self, request_id: str) -> None:
+        """What was written so far is the last request's; what comes next, this one's."""
+        self.pipe.drain()
+        self.pipe.switch(request_id)
+
     def texts(self) -> list[str]:
         return [line for _, _, line in self.lines]
 
@@ -55,11 +60,11 @@ def printed(work: Callable[[Printer], None], *, budget: int = 1 << 20) -> list[L
 def test_lines_before_a_switch_belong_to_the_request_before_it() -> None:
     def work(printer: Printer) -> None:
         printer.write(b"loading\n")
-        printer.pipe.switch("r1")
+        printer.turn("r1")
         printer.write(b"one\ntwo\n")
-        printer.pipe.switch("r2")
+        printer.turn("r2")
         printer.write(b"three\n")
-        printer.pipe.switch("")
+        printer.turn("")
         printer.write(b"between\n")
 
     assert printed(work) == [
@@ -75,16 +80,16 @@ def test_a_line_is_whole_however_it_was_written() -> None:
     def work(printer: Printer) -> None:
         for piece in (b"gr", b"e", b"at\nne", b"xt\n"):
             printer.write(piece)
-            printer.pipe._drain()
+            printer.pipe.drain()
 
     assert [line for _, _, line in printed(work)] == ["great", "next"]
 
 
 def test_a_line_without_an_end_is_told_when_its_request_is_over() -> None:
     def work(printer: Printer) -> None:
-        printer.pipe.switch("r1")
+        printer.turn("r1")
         printer.write(b"no newline")
-        printer.pipe.switch("r2")
+        printer.turn("r2")
         printer.write(b"another")
 
     assert printed(work) == [("r1", "stdout", "no newline"), ("r2", "stdout", "another")]
@@ -108,7 +113,7 @@ def test_a_line_that_never_ends_is_told_in_parts() -> None:
     def work(printer: Printer) -> None:
         for _ in range(4):
             printer.write(b"x" * 10_000)
-            printer.pipe._drain()
+            printer.pipe.drain()
 
     assert len(printed(work)) >= 2
 
@@ -153,7 +158,7 @@ def test_requests_that_run_beside_each_other_have_budgets_of_their_own() -> None
 
 def test_past_the_budget_output_is_dropped_and_the_loss_is_told_once() -> None:
     def work(printer: Printer) -> None:
-        printer.pipe.switch("r1")
+        printer.turn("r1")
         printer.write(b"a" * 99 + b"\n")
         for _ in range(20):
             printer.write(b"b" * 99 + b"\n")
@@ -168,9 +173,9 @@ def test_past_the_budget_output_is_dropped_and_the_loss_is_told_once() -> None:
 
 def test_the_next_request_has_a_budget_of_its_own() -> None:
     def work(printer: Printer) -> None:
-        printer.pipe.switch("r1")
+        printer.turn("r1")
         printer.write((b"a" * 99 + b"\n") * 30)
-        printer.pipe.switch("r2")
+        printer.turn("r2")
         printer.write(b"fresh\n")
 
     assert printed(work, budget=1024)[-1] == ("r2", "stdout", "fresh")
@@ -178,9 +183,9 @@ def test_the_next_request_has_a_budget_of_its_own() -> None:
 
 def test_half_a_line_of_a_request_past_its_budget_is_not_told_with_the_next() -> None:
     def work(printer: Printer) -> None:
-        printer.pipe.switch("r1")
+        printer.turn("r1")
         printer.write((b"a" * 99 + b"\n") * 30 + b"half")
-        printer.pipe.switch("r2")
+        printer.turn("r2")
         printer.write(b" line\n")
 
     assert printed(work, budget=1024)[-1] == ("r2", "stdout", " line")
@@ -205,7 +210,7 @@ def test_closing_twice_is_closing_once() -> None:
         printer.write(b"x\n")
         printer.pipe.close()
         printer.pipe.close()
-        printer.pipe.switch("r1")
+        printer.turn("r1")
         return printer.texts()
 
     assert asyncio.run(main()) == ["x"]
@@ -326,11 +331,13 @@ def test_a_wake_up_for_what_was_read_already_closes_nothing() -> None:
         )
         pipe.switch("one")
         os.write(pipe.write_end, b"first\n")
-        # Both are due in the same turn of the loop: the reader's callback, and this switch.
-        asyncio.get_running_loop().call_soon(pipe.switch, "two")
+        # Both are due in the same turn of the loop: the reader's callback, and this reading.
+        asyncio.get_running_loop().call_soon(pipe.drain)
         await asyncio.sleep(0)
+        pipe.switch("two")
         pipe._readable()
         os.write(pipe.write_end, b"second\n")
+        pipe.drain()
         pipe.switch("")
         pipe.close()
         return lines

@@ -1,0 +1,416 @@
+"""The door of the HTTP API: plain invocations are served here, all else is passed on to aiohttp.
+
+One object per connection. A connection whose next request is not a plain invocation (see `head`)
+becomes aiohttp's, with what was read of it, and stays so. Requests of one connection are served one
+after the other; what comes meanwhile waits, and is not read on when it is much.
+
+Most of an invocation's cost is here, so the path of a plain one has no task, no future and no
+header map of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from email.utils import formatdate
+
+from controller.auth import Caller, Keys
+from controller.gateway import Flight, Gateway
+from controller.http.bodies import check_size
+from controller.http.head import EVENTS, Head, Heads
+from controller.http.replies import broken_off, problem, reply_headers, sendable
+from controller.registry import Registry
+from faasd import clock
+from faasd.errors import FaasdError, InternalError
+from faasd.invocation import Invocation, Reply
+from faasd.streams import close
+from faasd.telemetry import get_logger
+
+log = get_logger("controller.http")
+
+_LONGEST_HEAD = 16_384
+# Bodies up to here are put together here; a longer one is read as it comes, by aiohttp.
+LARGEST_WHOLE = 4 << 20
+_MUCH = 1 << 18
+_SWEEP_S = 5.0
+_REASONS = {status.value: status.phrase for status in http.HTTPStatus}
+_OK = 200
+_BODYLESS = (204, 304)
+
+
+@dataclass(slots=True, eq=False)
+class Lobby:
+    """What all connections share: the parts that serve them, and who is here."""
+
+    registry: Registry
+    gateway: Gateway
+    keys: Keys
+    hand_over: Callable[[], asyncio.Protocol]
+    """A protocol for a connection that is aiohttp's from now on."""
+    keep_alive_s: float
+    patience_s: float
+    heads: Heads = field(default_factory=Heads)
+    fronts: set[Front] = field(default_factory=set)
+    closing: bool = False
+    _sweep: asyncio.TimerHandle | None = None
+    _date: str = ""
+    _date_until: float = 0.0
+
+    def entered(self, front: Front) -> None:
+        self.fronts.add(front)
+        if self._sweep is None:
+            self._sweep = asyncio.get_running_loop().call_later(_SWEEP_S, self._look_round)
+
+    def date(self, now: float) -> str:
+        """The time as HTTP tells it."""
+        if now >= self._date_until:
+            wall = clock.wall()
+            self._date = formatdate(wall, usegmt=True)
+            self._date_until = now + 1 - wall % 1
+        return self._date
+
+    async def aclose(self, grace_s: float) -> None:
+        """Take no further requests; end connections once they are idle, or after the grace."""
+        self.closing = True
+        if self._sweep is not None:
+            self._sweep.cancel()
+        give_up = clock.monotonic() + grace_s
+        while self.fronts:
+            ending = clock.monotonic() >= give_up
+            for front in list(self.fronts):
+                if ending or front.idle:
+                    front.end()
+            if ending:
+                return
+            await asyncio.sleep(0.02)
+
+    def _look_round(self) -> None:
+        """End the connections that nothing is to be expected of."""
+        self._sweep = None
+        now = clock.monotonic()
+        for front in list(self.fronts):
+            front.look_at_watch(now)
+        if self.fronts:
+            self._sweep = asyncio.get_running_loop().call_later(_SWEEP_S, self._look_round)
+
+
+class Front(asyncio.Protocol):
+    """One connection until it becomes aiohttp's. Owned by the event loop."""
+
+    __slots__ = (
+        "_buffer", "_drained", "_flight", "_head", "_lobby", "_paused", "_request_id", "_since",
+        "_task", "_transport", "_unsent", "_wanted",
+    )  # fmt: skip
+
+    def __init__(self, lobby: Lobby) -> None:
+        self._lobby = lobby
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]
+        self._buffer = bytearray()
+        self._wanted = 0
+        self._flight: Flight | None = None
+        self._head: Head | None = None
+        self._request_id = ""
+        self._task: asyncio.Task[None] | None = None
+        self._drained: asyncio.Event | None = None
+        self._paused = False
+        self._since = 0.0
+        self._unsent = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of a request is here, and all replies have gone out."""
+        return self._head is None and not self._buffer and not self._unsent_bytes()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        self._since = clock.monotonic()
+        self._lobby.entered(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self._leave()
+
+    def eof_received(self) -> bool:
+        # Whether the peer is gone or has merely said all it had to say cannot be told; an
+        # invocation that nobody waits for must not run on.
+        return False
+
+    def pause_writing(self) -> None:
+        self._drained = asyncio.Event()
+
+    def resume_writing(self) -> None:
+        if self._drained is not None:
+            self._drained.set()
+            self._drained = None
+        if self._head is None and self._buffer:
+            self._advance()
+        self._read_on()
+
+    def data_received(self, data: bytes) -> None:
+        if self._head is not None or self._buffer:
+            self._buffer += data
+            if self._head is not None or len(self._buffer) < self._wanted:
+                self._read_on()
+                return
+            self._take_buffer()
+            return
+        self._take(data)
+
+    def look_at_watch(self, now: float) -> None:
+        """End this connection if its peer has been idle, or in the midst of something, for long."""
+        unsent = self._unsent_bytes()
+        if self._head is not None and not unsent:
+            return
+        if unsent:
+            if unsent != self._unsent:
+                self._unsent, self._since = unsent, now
+            patience_s = self._lobby.patience_s
+        else:
+            patience_s = self._lobby.patience_s if self._buffer else self._lobby.keep_alive_s
+        if now - self._since > patience_s:
+            self.end()
+
+    def end(self) -> None:
+        """End the connection, whatever is under way."""
+        self._transport.abort()
+
+    def answered(self, reply: Reply) -> None:
+        self._flight = None
+        if reply.chunks is not None:
+            self._task = asyncio.get_running_loop().create_task(self._stream(reply))
+            return
+        if not reply.headers and reply.status == _OK and sendable(reply.content_type):
+            self._reply_plainly(reply)
+            return
+        try:
+            headers = reply_headers(reply, self._request_id)
+        except FaasdError as error:
+            self.failed(error)
+            return
+        self._reply(reply.status, headers, reply.body)
+
+    def failed(self, error: FaasdError) -> None:
+        self._flight = None
+        self._reply(*problem(error, self._request_id, invoked=True))
+
+    def _take_buffer(self) -> None:
+        data, self._buffer = self._buffer, bytearray()
+        self._take(data)
+
+    def _take(self, data: bytes | bytearray) -> None:
+        """What was read, from the beginning of a request."""
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            if len(data) < _LONGEST_HEAD:
+                self._wait_for_more(data, 0)
+            else:
+                self._hand_over(data)
+            return
+        if self._lobby.closing:
+            self._transport.close()
+            return
+        head = self._lobby.heads.read(bytes(data[:end]))
+        if head is None or head.length > LARGEST_WHOLE:
+            self._hand_over(data)
+            return
+        end += 4
+        stop = end + head.length
+        if len(data) < stop:
+            self._wait_for_more(data, stop)
+            return
+        self._head = head
+        if len(data) > stop:
+            self._buffer += data[stop:]
+        self._begin(head, bytes(memoryview(data)[end:stop]))
+
+    def _wait_for_more(self, data: bytes | bytearray, wanted: int) -> None:
+        if not self._wanted:
+            self._since = clock.monotonic()
+        self._buffer = data if isinstance(data, bytearray) else bytearray(data)
+        self._wanted = wanted
+        self._read_on()
+
+    def _begin(self, head: Head, body: bytes) -> None:
+        self._wanted = 0
+        self._request_id = head.request_id or f"{random.getrandbits(128):032x}"
+        try:
+            caller = self._lobby.keys.known(head.authorization, head.namespace)
+            if caller is None:
+                self._task = asyncio.get_running_loop().create_task(self._look_up(head, body))
+                return
+            self._invoke(caller, head, body)
+        except FaasdError as error:
+            self._reply(*problem(error, self._request_id, invoked=True))
+        except Exception:  # the boundary of a request
+            log.exception("request.failed", name=head.name, request_id=self._request_id)
+            self._reply(*problem(_defect(), self._request_id, invoked=True))
+
+    async def _look_up(self, head: Head, body: bytes) -> None:
+        """A key that was not seen before is looked for in the store."""
+        try:
+            caller = await self._lobby.keys.caller(head.authorization, head.namespace)
+            self._invoke(caller, head, body)
+        except FaasdError as error:
+            self._reply(*problem(error, self._request_id, invoked=True))
+        except Exception:  # the boundary of a request
+            log.exception("request.failed", name=head.name, request_id=self._request_id)
+            self._reply(*problem(_defect(), self._request_id, invoked=True))
+
+    def _invoke(self, caller: Caller, head: Head, body: bytes) -> None:
+        caller.require("invoke")
+        function = f"{caller.namespace}/{head.name}"
+        spec = self._lobby.registry.get(function).active.spec
+        check_size(spec, head.length)
+        invocation = Invocation(
+            self._request_id,
+            function,
+            "",
+            body,
+            head.content_type,
+            head.headers,
+            None if head.deadline_ms is None else head.deadline_ms / 1000,
+            1,
+            head.events,
+        )
+        self._flight = self._lobby.gateway.begin(invocation, self)
+
+    def _reply_plainly(self, reply: Reply) -> None:
+        """What `_reply` would send of most replies, made at once."""
+        self._since = clock.monotonic()
+        body = reply.body
+        start = (
+            f"HTTP/1.1 200 OK\r\nfaasd-revision: {reply.revision}\r\n"
+            f"Content-Type: {reply.content_type}\r\nfaasd-request-id: {self._request_id}\r\n"
+            f"faasd-start: {reply.start}\r\nServer-Timing: {reply.timings.server_timing()}\r\n"
+            f"faasd-worker: {reply.worker}\r\nContent-Length: {len(body)}\r\n"
+            f"Date: {self._lobby.date(self._since)}\r\n\r\n"
+        ).encode()
+        if len(body) < _MUCH:
+            self._transport.write(start + body)
+        else:
+            self._transport.writelines((start, body))
+        self._done()
+
+    def _reply(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        if self._transport.is_closing():
+            return
+        if status in _BODYLESS:
+            body = b""
+        else:
+            headers["Content-Length"] = str(len(body))
+        start = self._start(status, headers)
+        if len(body) < _MUCH:
+            self._transport.write(start + body)
+        else:
+            self._transport.writelines((start, body))
+        self._done()
+
+    def _start(self, status: int, headers: dict[str, str]) -> bytes:
+        """Status line and headers of a reply."""
+        self._since = clock.monotonic()
+        headers["Date"] = self._lobby.date(self._since)
+        fields = "\r\n".join([f"{name}: {value}" for name, value in headers.items()])
+        return f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n{fields}\r\n\r\n".encode()
+
+    def _done(self) -> None:
+        """The reply is on its way; the next request may come, or be here."""
+        self._head = self._task = None
+        if self._lobby.closing:
+            self._transport.close()
+        elif self._buffer:
+            # Not at once: of a thousand requests in one piece each would be answered on the stack
+            # of the one before, and other connections would have no turn.
+            asyncio.get_running_loop().call_soon(self._advance)
+
+    def _advance(self) -> None:
+        """Take the next request out of what was read while the last one was served."""
+        if self._head is not None or not self._buffer or self._drained is not None:
+            return
+        if self._transport.is_closing():
+            return
+        self._take_buffer()
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Read while what waits is little, and while the peer takes its replies."""
+        waits = len(self._buffer) >= max(_MUCH, self._wanted + _MUCH) or self._drained is not None
+        if waits != self._paused and not self._transport.is_closing():
+            self._paused = waits
+            if waits:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    async def _stream(self, reply: Reply) -> None:
+        """A reply piece by piece, no faster than its reader takes it."""
+        chunks = reply.chunks
+        assert chunks is not None
+        begun = False
+        try:
+            headers = reply_headers(reply, self._request_id)
+            headers["Transfer-Encoding"] = "chunked"
+            if reply.content_type == EVENTS:
+                headers["Cache-Control"] = "no-cache"
+            await self._write(self._start(reply.status, headers))
+            begun = True
+            async for chunk in chunks:
+                if chunk:
+                    await self._write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+            self._transport.write(b"0\r\n\r\n")
+        except FaasdError as error:
+            if begun:
+                self._break_off(reply, error)
+            else:
+                self.failed(error)
+                return
+        except Exception:  # the boundary of a request whose status has gone out already
+            log.exception("request.failed", request_id=self._request_id)
+            self._break_off(reply, _defect())
+        finally:
+            await close(chunks)
+        self._done()
+
+    def _break_off(self, reply: Reply, error: FaasdError) -> None:
+        """An error after the status went out: told as an event, or by an unfinished body."""
+        if reply.content_type == EVENTS:
+            told = broken_off(error, self._request_id)
+            self._transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(told), told))
+        else:
+            self._transport.close()
+
+    def _unsent_bytes(self) -> int:
+        return self._transport.get_write_buffer_size()
+
+    async def _write(self, data: bytes) -> None:
+        self._transport.write(data)
+        self._since = clock.monotonic()
+        if self._drained is not None:
+            await self._drained.wait()
+
+    def _hand_over(self, data: bytes | bytearray) -> None:
+        """The connection is aiohttp's from now on, and so is what was read of it."""
+        transport = self._transport
+        self._lobby.fronts.discard(self)
+        if self._paused:
+            transport.resume_reading()
+        protocol = self._lobby.hand_over()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        protocol.data_received(bytes(data))
+
+    def _leave(self) -> None:
+        """The connection is gone, and nobody is left to take a reply."""
+        self._lobby.fronts.discard(self)
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            flight.cancel()
+        if self._task is not None:
+            self._task.cancel()
+        self._buffer.clear()
+
+
+def _defect() -> FaasdError:
+    return InternalError("The request could not be completed.")
