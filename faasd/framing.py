@@ -67,7 +67,6 @@ class Connection(asyncio.BufferedProtocol):
         self._begin = 0
         self._end = 0
         self._arrived: asyncio.Future[None] | None = None
-        self._pack = msgpack.Packer().pack
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._flush_due = False
@@ -147,14 +146,14 @@ class Connection(asyncio.BufferedProtocol):
         Raises TypeError, ValueError or OverflowError for what cannot be packed; then nothing is
         sent.
         """
-        packed = self._pack(frame)
-        if len(packed) > MAX_FRAME:
-            raise ValueError(f"{len(packed)} bytes are too many")
+        data = packed(frame)
+        if len(data) > MAX_FRAME:
+            raise ValueError(f"{len(data)} bytes are too many")
         if self.closed:
             return
-        self._out.append(LENGTH.pack(len(packed)))
-        self._out.append(packed)
-        self._out_bytes += len(packed)
+        self._out.append(LENGTH.pack(len(data)))
+        self._out.append(data)
+        self._out_bytes += len(data)
         if self._out_bytes >= _WRITE_AT:
             self._flush()
         elif not (self._taking or self._flush_due):
@@ -166,12 +165,12 @@ class Connection(asyncio.BufferedProtocol):
 
         The body is copied nowhere on its way to the socket. Raises as `send` does.
         """
-        packed = self._pack(frame)
-        if len(packed) + len(body) > MAX_FRAME:
+        data = packed(frame)
+        if len(data) + len(body) > MAX_FRAME:
             raise ValueError(f"{len(body)} bytes are too many")
         if self.closed:
             return
-        head = packed[: -len(_NO_BODY)] + _bin_header(len(body))
+        head = data[: -len(_NO_BODY)] + _bin_header(len(body))
         self._out += (LENGTH.pack(len(head) + len(body)), head)
         self._flush()
         assert self._transport is not None

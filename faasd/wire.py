@@ -244,9 +244,9 @@ class Channel:
             return
         try:
             self._send([REPLY, request.id, items is not None, payload], payload, body)
-        except _UNSENDABLE:
+        except _UNSENDABLE as error:
             self._close_soon(items)
-            self._fail_for_a_defect(request)
+            self._fail_for_a_defect(request, error)
             return
         if items is None:
             self._forget(request)
@@ -307,8 +307,8 @@ class Channel:
             request.work = begin(request)
         except FaasdError as error:
             request.fail(error)
-        except Exception:  # the boundary of a request, as in _answer
-            self._fail_for_a_defect(request)
+        except Exception as error:  # the boundary of a request, as in _answer
+            self._fail_for_a_defect(request, error)
 
     async def _answer(self, request: Request) -> None:
         try:
@@ -319,11 +319,11 @@ class Channel:
             raise
         except FaasdError as error:
             request.fail(error)
-        except Exception:  # the boundary of a request: the other side hears of a defect
-            self._fail_for_a_defect(request)
+        except Exception as error:  # the boundary of a request: the other side hears of a defect
+            self._fail_for_a_defect(request, error)
 
-    def _fail_for_a_defect(self, request: Request) -> None:
-        log.error("channel.request_failed", method=request.method, exc_info=True)
+    def _fail_for_a_defect(self, request: Request, defect: Exception) -> None:
+        log.error("channel.request_failed", method=request.method, exc_info=defect)
         request.fail(InternalError("The request could not be completed."))
 
     async def _send_items(self, request: Request, outflow: Outflow) -> None:
@@ -334,8 +334,8 @@ class Channel:
             raise
         except FaasdError as error:
             request.fail(error)
-        except Exception:  # the boundary of a request, as in _answer
-            self._fail_for_a_defect(request)
+        except Exception as error:  # the boundary of a request, as in _answer
+            self._fail_for_a_defect(request, error)
         else:
             self._forget(request)
             self._connection.send([END, request.id])

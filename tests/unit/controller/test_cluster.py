@@ -22,6 +22,7 @@ from faasd.errors import (
     Conflict,
     DeadlineExceeded,
     DeployFailed,
+    FaasdError,
     FunctionNotFound,
     HandlerError,
     InternalError,
@@ -29,10 +30,12 @@ from faasd.errors import (
     Unavailable,
     WorkerLost,
 )
-from faasd.invocation import ArtifactRef, Reply, Revision, StartKind, WorkerReport
+from faasd.framing import Connection
+from faasd.greeting import greet_controller
+from faasd.invocation import ArtifactRef, Load, Reply, Revision, StartKind, WorkerReport
 from faasd.policies.routing import LeastOutstanding
 from faasd.settings import WorkerSettings, build
-from faasd.wire import Answer, Channel, greet_controller
+from faasd.wire import Answer, Channel, Request, Serve
 from tests.loops import in_loop, until
 from tests.unit.worker.nodes import (
     ARCHIVE,
@@ -148,17 +151,19 @@ async def cluster(
             yield controller, worker
 
 
+async def hang(_request: Request) -> Answer:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
 @contextlib.asynccontextmanager
-async def greeted(controller: Controller) -> AsyncIterator[Channel]:
-    """A connection that proved itself, and serves nothing."""
-
-    async def refuse(_method: str, _payload: Any) -> Answer:
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    reader, writer = await asyncio.open_connection("127.0.0.1", controller.server.port)
-    await greet_controller(reader, writer, SECRET)
-    channel = Channel(reader, writer, serve=refuse, note=lambda _method, _payload: None)
+async def greeted(controller: Controller, serve: Serve = hang) -> AsyncIterator[Channel]:
+    """A connection that proved itself, and by itself serves nothing."""
+    _, connection = await asyncio.get_running_loop().create_connection(
+        Connection, "127.0.0.1", controller.server.port
+    )
+    await greet_controller(connection, SECRET)
+    channel = Channel(connection, serve=serve, note=lambda _method, _payload: None)
     served = asyncio.ensure_future(channel.run())
     try:
         yield channel
@@ -167,8 +172,9 @@ async def greeted(controller: Controller) -> AsyncIterator[Channel]:
         await served
 
 
-def plain_report(name: str) -> dict[str, Any]:
-    return WorkerReport(name, 2, 1.0, 1.0, 0.0, 2, [], [], []).to_plain()
+def state(name: str, load: list[int] | None = None) -> list[Any]:
+    """What a worker of that name says of itself."""
+    return [WorkerReport(name, 2, 1.0, 1.0, 0.0, 2, [], [], []).to_plain(), load or [0, 0, 0]]
 
 
 @in_loop
@@ -415,7 +421,7 @@ async def test_logs_cross_as_a_tail_and_as_they_come(tmp_path: Path) -> None:
 @in_loop
 async def test_a_worker_that_falls_silent_is_lost_with_all_that_it_ran(tmp_path: Path) -> None:
     async with controlling(tmp_path, silence_s=0.2) as controller, greeted(controller) as silent:
-        await silent.call("join", plain_report("n1"))
+        await silent.call("join", state("n1"))
         asked = controller.ask()
 
         assert isinstance(await outcome(asked), WorkerLost)
@@ -429,7 +435,7 @@ async def test_a_worker_that_falls_silent_is_lost_with_all_that_it_ran(tmp_path:
 async def test_a_worker_that_hangs_up_is_lost_at_once(tmp_path: Path) -> None:
     async with controlling(tmp_path) as controller:
         async with greeted(controller) as channel:
-            await channel.call("join", plain_report("n1"))
+            await channel.call("join", state("n1"))
             asked = controller.ask()
             await asyncio.sleep(0)
 
@@ -443,27 +449,27 @@ async def test_a_name_that_is_connected_is_refused_to_another_until_it_is_free(
 ) -> None:
     async with controlling(tmp_path) as controller:
         async with greeted(controller) as first, greeted(controller) as second:
-            await first.call("join", plain_report("n1"))
+            await first.call("join", state("n1"))
             with pytest.raises(Conflict, match="n1") as refused:
-                await second.call("join", plain_report("n1"))
+                await second.call("join", state("n1"))
             assert "--id" in refused.value.remedy
 
-            await second.call("join", plain_report("n2"))
+            await second.call("join", state("n2"))
             assert {one["id"] for one in controller.workers.describe()} == {"n1", "n2"}
 
         await until(lambda: not controller.member("n1"))
         async with greeted(controller) as third:
-            await third.call("join", plain_report("n1"))
+            await third.call("join", state("n1"))
             assert controller.member("n1")
 
 
 @in_loop
 async def test_a_connection_joins_once(tmp_path: Path) -> None:
     async with controlling(tmp_path) as controller, greeted(controller) as channel:
-        await channel.call("join", plain_report("n1"))
+        await channel.call("join", state("n1"))
         for name in ("n1", "n2"):
             with pytest.raises(Conflict):
-                await channel.call("join", plain_report(name))
+                await channel.call("join", state(name))
 
         assert [one["id"] for one in controller.workers.describe()] == ["n1"]
 
@@ -477,9 +483,9 @@ async def test_requests_that_mean_nothing_are_refused_on_both_sides(tmp_path: Pa
         with pytest.raises(BadRequest, match="artifact"):
             await stranger.call("artifact", CODE)
         with pytest.raises(InternalError):
-            await stranger.call("join", {"id": "n2"})
+            await stranger.call("join", [{"id": "n2"}, [0, 0, 0]])
 
-        await stranger.call("join", plain_report("n2"))
+        await stranger.call("join", state("n2"))
         with pytest.raises(BadRequest, match="SHA-256"):
             await stranger.call("artifact", "../../etc/passwd")
         with pytest.raises(NotFound):
@@ -489,7 +495,7 @@ async def test_requests_that_mean_nothing_are_refused_on_both_sides(tmp_path: Pa
 @in_loop
 async def test_a_report_that_is_none_ends_the_connection_it_came_on_only(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (controller, _worker), greeted(controller) as strange:
-        await strange.call("join", plain_report("n2"))
+        await strange.call("join", state("n2"))
         strange.notify("report", ["not", "a", "report"])
 
         await until(lambda: not controller.member("n2"))
@@ -637,3 +643,114 @@ def test_a_revision_crosses_unchanged() -> None:
     sent = replace(revision(minimum=3), artifacts={"w": ArtifactRef("0" * 64, "w.bin")})
 
     assert Revision.from_plain(sent.to_plain()) == sent
+
+
+@in_loop
+async def test_each_answer_says_what_the_worker_has_in_hand(tmp_path: Path) -> None:
+    held = Held()
+    sandboxes = FakeSandboxes({"hold": held})
+    async with cluster(tmp_path, sandboxes, heartbeat_s=1000) as (controller, _worker):
+        controller.workers.activate(revision())
+        controller.workers.activate(revision("hold", limits={"max_instances": 1}))
+        load, seen = controller.link().load, []
+        waiting = [controller.ask(body, "hold") for body in (b"1", b"2")]
+        await until(lambda: held.running)
+
+        await awaited(controller.link().invoke, call())
+        assert (load.outstanding, load.running) == (2, 1)
+        seen.append(load.seq)
+        with pytest.raises(FunctionNotFound):
+            await awaited(controller.link().invoke, call(name="unknown"))
+        seen.append(load.seq)
+        held.finish()
+        await waiting[0]
+        assert load.outstanding == 1
+        seen.append(load.seq)
+        await until(lambda: b"2" in held.running)
+        held.finish()
+        await waiting[1]
+
+        assert controller.link().load is load
+        assert (load.outstanding, load.running) == (0, 0)
+        assert seen == sorted(seen)
+        assert load.seq > seen[-1]
+
+
+@in_loop
+async def test_reports_say_what_the_worker_has_in_hand(tmp_path: Path) -> None:
+    async with controlling(tmp_path) as controller, greeted(controller) as channel:
+        await channel.call("join", state("n1", [5, 3, 2]))
+        assert controller.link().load == Load(5, 3, 2)
+
+        channel.notify("report", state("n1", [6, 1, 1]))
+        await until(lambda: controller.link().load == Load(6, 1, 1))
+
+
+HEAD: list[Any] = [200, "text/plain", {}, "warm", [0.0, 0.0, 0.0, 0.0, 0.0], [1, 0, 0]]
+REPLIES: dict[str, Any] = {
+    "none": None,
+    "too little": HEAD,
+    "too much": [*HEAD, b"", b""],
+    "a status that is none": ["200", *HEAD[1:], b""],
+    "headers that are none": [200, "", [], *HEAD[3:], b""],
+    "an unknown start": [200, "", {}, "hot", *HEAD[4:], b""],
+    "times that are none": [200, "", {}, "warm", None, [1, 0, 0], b""],
+    "too many times": [200, "", {}, "warm", [0.0] * 6, [1, 0, 0], b""],
+    "a load that is none": [*HEAD[:5], ["1", 0, 0], b""],
+    "a load of two": [*HEAD[:5], [1, 0], b""],
+    "a text for a body": [*HEAD, "body"],
+}
+
+
+@pytest.mark.parametrize("reply", REPLIES.values(), ids=REPLIES.keys())
+@in_loop
+async def test_a_worker_that_answers_nonsense_is_lost_and_no_other(
+    tmp_path: Path, reply: Any
+) -> None:
+    async def nonsense(_request: Request) -> Answer:
+        return Answer(reply)
+
+    async with cluster(tmp_path) as (controller, _worker), greeted(controller, nonsense) as strange:
+        controller.workers.activate(revision())
+        await strange.call("join", state("n2"))
+
+        with pytest.raises(WorkerLost):
+            await awaited(controller.link("n2").invoke, call())
+
+        await until(lambda: not controller.member("n2"))
+        assert (await awaited(controller.link("n1").invoke, call())).body == b"x"
+
+
+@in_loop
+async def test_a_receiver_that_fails_harms_nobody_else(tmp_path: Path) -> None:
+    class Failing:
+        told = 0
+
+        def answered(self, _reply: Reply) -> None:
+            self.told += 1
+            raise ZeroDivisionError
+
+        def failed(self, _error: FaasdError) -> None:
+            self.told += 1
+            raise ZeroDivisionError
+
+    async with cluster(tmp_path) as (controller, _worker):
+        controller.workers.activate(revision())
+        receiver, link = Failing(), controller.link()
+        link.invoke(call(), receiver)
+        link.invoke(call(name="unknown"), receiver)
+        await until(lambda: receiver.told == 2)
+
+        assert (await awaited(link.invoke, call())).body == b"x"
+        assert controller.link() is link
+
+
+@in_loop
+async def test_an_invocation_that_no_frame_can_hold_is_refused_at_once(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (controller, _worker):
+        controller.workers.activate(revision())
+        strange = replace(call(), headers={"name": "\udcff"})
+        with pytest.raises(BadRequest):
+            await awaited(controller.link().invoke, strange)
+
+        assert (await awaited(controller.link().invoke, call())).body == b"x"

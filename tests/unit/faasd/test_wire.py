@@ -1,15 +1,12 @@
-"""The connection between controller and worker: multiplexed, bounded, and hard to upset."""
+"""The connection between controller and worker: multiplexed, and each gets its own answer."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
-import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,130 +14,20 @@ from hypothesis import strategies as st
 from faasd.errors import (
     BY_CODE,
     Cancelled,
-    Conflict,
     FaasdError,
     InternalError,
     NotFound,
-    Unauthorized,
     WorkerLost,
 )
 from faasd.wire import (
-    CANCEL,
-    CREDIT,
-    END,
-    ERROR,
-    ITEM,
-    MAX_FRAME,
-    NOTE,
-    REPLY,
-    REQUEST,
-    WINDOW,
     Answer,
     Channel,
-    Serve,
-    greet_controller,
-    greet_worker,
+    Request,
 )
 from tests.loops import in_loop, run_bounded, until
+from tests.unit.faasd.channels import Waiting, collect, connected, ends, quiet, serving
 
-CHUNK = 1 << 16
-SECRET = "a secret of the tests"
-
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-async def streams() -> tuple[Streams, Streams]:
-    left, right = socket.socketpair()
-    return await asyncio.open_connection(sock=left), await asyncio.open_connection(sock=right)
-
-
-def ignore(_method: str, _payload: Any) -> None:
-    return
-
-
-async def echo(_method: str, payload: Any) -> Answer:
-    return Answer(payload)
-
-
-@contextlib.asynccontextmanager
-async def serving(
-    ends: Streams, serve: Serve = echo, note: Callable[[str, Any], None] = ignore
-) -> AsyncIterator[Channel]:
-    """A channel that is run; its `run` must return by itself once it is closed."""
-    channel = Channel(*ends, serve=serve, note=note)
-    served = asyncio.ensure_future(channel.run())
-    try:
-        yield channel
-    finally:
-        channel.close()
-        await served
-
-
-@contextlib.asynccontextmanager
-async def connected(
-    serve: Serve = echo,
-    *,
-    back: Serve = echo,
-    note: Callable[[str, Any], None] = ignore,
-) -> AsyncIterator[tuple[Channel, Channel]]:
-    """Two channels: the second serves the first with `serve`, and hears its notes."""
-    left, right = await streams()
-    async with serving(left, back) as here, serving(right, serve, note) as there:
-        yield here, there
-
-
-def quiet(*channels: Channel) -> bool:
-    """Nothing is under way."""
-    return all(repr(channel) == "<Channel 0 out, 0 in>" for channel in channels)
-
-
-class Producer:
-    """A stream that says how far it came, and whether it was ended from outside."""
-
-    def __init__(self, items: list[Any], *, fails: FaasdError | None = None) -> None:
-        self.items = items
-        self.fails = fails
-        self.produced = 0
-        self.stopped = asyncio.Event()
-
-    async def serve(self, _method: str, payload: Any) -> Answer:
-        return Answer(payload, self.run())
-
-    async def run(self) -> AsyncIterator[Any]:
-        try:
-            for item in self.items:
-                self.produced += 1
-                yield item
-            if self.fails is not None:
-                raise self.fails
-        finally:
-            self.stopped.set()
-
-
-class Waiting:
-    """Serves requests that are answered only when the test says so."""
-
-    def __init__(self) -> None:
-        self.begun: dict[Any, asyncio.Future[Any]] = {}
-        self.cancelled: list[Any] = []
-
-    async def serve(self, _method: str, payload: Any) -> Answer:
-        self.begun[payload] = asyncio.get_running_loop().create_future()
-        try:
-            return Answer(await self.begun[payload])
-        except asyncio.CancelledError:
-            self.cancelled.append(payload)
-            raise
-
-
-async def items_of(answer: Answer) -> list[Any]:
-    assert answer.items is not None
-    return [item async for item in answer.items]
-
-
-async def close(answer: Answer) -> None:
-    assert answer.items is not None
-    await answer.items.aclose()  # type: ignore[attr-defined]
+pytestmark = pytest.mark.usefixtures("each_loop")
 
 
 @pytest.mark.parametrize(
@@ -157,8 +44,8 @@ async def test_a_request_is_answered_with_what_the_other_side_says(payload: Any)
 
 @in_loop
 async def test_the_method_is_told() -> None:
-    async def name(method: str, _payload: Any) -> Answer:
-        return Answer(method)
+    async def name(request: Request) -> Answer:
+        return Answer(request.method)
 
     async with connected(name) as (here, _there):
         assert (await here.call("the method", None)).payload == "the method"
@@ -166,8 +53,8 @@ async def test_the_method_is_told() -> None:
 
 @in_loop
 async def test_both_sides_ask_each_other_at_once() -> None:
-    async def double(_method: str, payload: Any) -> Answer:
-        return Answer(payload * 2)
+    async def double(request: Request) -> Answer:
+        return Answer(request.payload * 2)
 
     async with connected(double) as (here, there):
         asked = [channel.call("any", n) for n in range(50) for channel in (here, there)]
@@ -179,11 +66,11 @@ async def test_both_sides_ask_each_other_at_once() -> None:
 @in_loop
 async def test_a_request_may_ask_back_before_it_is_answered() -> None:
     async with contextlib.AsyncExitStack() as stack:
-        left, right = await streams()
+        left, right = await ends()
         here = await stack.enter_async_context(serving(left))
 
-        async def ask_back(_method: str, payload: Any) -> Answer:
-            return Answer([(await there.call("echo", payload)).payload])
+        async def ask_back(request: Request) -> Answer:
+            return Answer([(await there.call("echo", request.payload)).payload])
 
         there = await stack.enter_async_context(serving(right, ask_back))
 
@@ -212,7 +99,7 @@ async def test_every_class_of_error_crosses_and_comes_back(kind: str) -> None:
         "What was wrong.", remedy="Do this.", retry_after_s=1.5, traceback="T", worker="w", n=[1]
     )
 
-    async def refuse(_method: str, _payload: Any) -> Answer:
+    async def refuse(_request: Request) -> Answer:
         raise raised
 
     async with connected(refuse) as (here, there):
@@ -229,8 +116,8 @@ async def test_every_class_of_error_crosses_and_comes_back(kind: str) -> None:
 )
 @in_loop
 async def test_a_defect_is_answered_and_keeps_its_details(defect: Exception) -> None:
-    async def fail(method: str, _payload: Any) -> Answer:
-        if method == "fail":
+    async def fail(request: Request) -> Answer:
+        if request.method == "fail":
             raise defect
         return Answer("still here")
 
@@ -244,8 +131,8 @@ async def test_a_defect_is_answered_and_keeps_its_details(defect: Exception) -> 
 
 @in_loop
 async def test_an_answer_that_cannot_be_packed_is_a_defect_of_the_other_side() -> None:
-    async def answer(_method: str, payload: Any) -> Answer:
-        return Answer(object() if payload else None)
+    async def answer(request: Request) -> Answer:
+        return Answer(object() if request.payload else None)
 
     async with connected(answer) as (here, _there):
         with pytest.raises(InternalError):
@@ -290,146 +177,12 @@ async def test_a_cancellation_that_meets_the_answer_leaves_nothing_behind() -> N
 
 @in_loop
 async def test_what_the_serving_side_cancels_by_itself_comes_back_as_cancelled() -> None:
-    async def give_up(_method: str, _payload: Any) -> Answer:
+    async def give_up(_request: Request) -> Answer:
         raise asyncio.CancelledError
 
     async with connected(give_up) as (here, _there):
         with pytest.raises(Cancelled):
             await here.call("any", None)
-
-
-@in_loop
-async def test_items_follow_the_reply_in_order() -> None:
-    items = [b"bytes", "text", None, {"a": 1}, b""]
-    producer = Producer(items)
-    async with connected(producer.serve) as (here, there):
-        answer = await here.call("stream", "head")
-
-        assert answer.payload == "head"
-        assert await items_of(answer) == items
-        await until(lambda: quiet(here, there))
-
-
-@in_loop
-async def test_a_stream_may_be_empty() -> None:
-    async with connected(Producer([]).serve) as (here, there):
-        assert await items_of(await here.call("stream", None)) == []
-        await until(lambda: quiet(here, there))
-
-
-@in_loop
-async def test_an_error_in_mid_stream_comes_after_the_items_before_it() -> None:
-    producer = Producer([1, 2], fails=Conflict("No further."))
-    async with connected(producer.serve) as (here, there):
-        answer = await here.call("stream", None)
-        assert answer.items is not None
-
-        assert [await anext(answer.items), await anext(answer.items)] == [1, 2]
-        with pytest.raises(Conflict, match="No further"):
-            await anext(answer.items)
-        await until(lambda: quiet(here, there))
-
-
-@in_loop
-async def test_a_reader_that_does_not_read_holds_up_its_own_stream_only() -> None:
-    total = 5 * WINDOW // CHUNK
-    slow, fast = Producer([b"s" * CHUNK] * total), Producer([b"f" * CHUNK] * total)
-
-    async def serve(method: str, payload: Any) -> Answer:
-        return await {"slow": slow, "fast": fast}[method].serve(method, payload)
-
-    async with connected(serve) as (here, there):
-        held_up = await here.call("slow", None)
-        await until(lambda: slow.produced * CHUNK >= WINDOW)
-
-        assert len(await items_of(await here.call("fast", None))) == total
-        assert WINDOW <= slow.produced * CHUNK <= WINDOW + CHUNK
-
-        assert len(await items_of(held_up)) == total
-        await until(lambda: quiet(here, there))
-
-
-@pytest.mark.parametrize("item", [b"", b"x", "x", {"line": "x"}])
-@in_loop
-async def test_small_items_are_held_up_too(item: Any) -> None:
-    producer = Producer([item] * 20_000)
-
-    async def serve(method: str, payload: Any) -> Answer:
-        return await (producer.serve if method == "stream" else echo)(method, payload)
-
-    async with connected(serve) as (here, _there):
-        answer = await here.call("stream", None)
-        await until(lambda: producer.produced * 256 >= WINDOW)
-        for _ in range(20):
-            await here.call("echo", None)
-
-        assert producer.produced < 5000
-        assert len(await items_of(answer)) == 20_000
-
-
-@in_loop
-async def test_an_item_larger_than_the_window_passes() -> None:
-    large = b"l" * (3 * WINDOW)
-    async with connected(Producer([large, large, b"end"]).serve) as (here, _there):
-        assert await items_of(await here.call("stream", None)) == [large, large, b"end"]
-
-
-@pytest.mark.parametrize("taken", [0, 1, 40])
-@in_loop
-async def test_closing_a_stream_early_ends_its_producer(taken: int) -> None:
-    producer = Producer([b"x" * CHUNK] * 1000)
-    async with connected(producer.serve) as (here, there):
-        answer = await here.call("stream", None)
-        assert answer.items is not None
-        for _ in range(taken):
-            await anext(answer.items)
-
-        await close(answer)
-
-        await producer.stopped.wait()
-        await until(lambda: quiet(here, there))
-        assert producer.produced < 1000
-
-
-@in_loop
-async def test_a_stream_closed_early_gives_no_more() -> None:
-    async with connected(Producer([1, 2]).serve) as (here, _there):
-        answer = await here.call("stream", None)
-
-        await close(answer)
-        await close(answer)
-
-        assert await items_of(answer) == []
-
-
-@in_loop
-async def test_a_reader_that_is_cancelled_ends_the_producer() -> None:
-    taken: list[Any] = []
-    ended = asyncio.Event()
-
-    async def stall() -> AsyncIterator[Any]:
-        try:
-            yield "first"
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    async def read(items: AsyncIterator[Any] | None) -> None:
-        assert items is not None
-        async for item in items:
-            taken.append(item)  # noqa: PERF401
-
-    async def serve(_method: str, _payload: Any) -> Answer:
-        return Answer(None, stall())
-
-    async with connected(serve) as (here, there):
-        reading = asyncio.ensure_future(read((await here.call("stream", None)).items))
-        await until(lambda: taken)
-
-        reading.cancel()
-
-        await ended.wait()
-        await until(lambda: quiet(here, there))
 
 
 @in_loop
@@ -460,193 +213,33 @@ async def test_a_lost_connection_fails_all_that_is_asked_and_cancels_all_that_is
 
 
 @in_loop
-async def test_a_lost_connection_breaks_off_a_stream_after_what_had_come() -> None:
-    ended = asyncio.Event()
-
-    async def stall() -> AsyncIterator[Any]:
-        try:
-            yield "first"
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    async def serve(_method: str, _payload: Any) -> Answer:
-        return Answer(None, stall())
-
-    async with connected(serve) as (here, there):
-        answer = await here.call("stream", None)
-        assert answer.items is not None
-        assert await anext(answer.items) == "first"
-
-        there.close()
-
-        with pytest.raises(WorkerLost):
-            await anext(answer.items)
-        await ended.wait()
-
-
-@in_loop
-async def test_a_stream_that_had_come_whole_is_read_whole_after_the_connection_is_lost() -> None:
-    async with connected(Producer([1, 2, 3]).serve) as (here, there):
-        answer = await here.call("stream", None)
-        await until(lambda: quiet(there))
-        await here.call("stream", None)
-
-        here.close()
-        await until(lambda: "0 in" in repr(here))
-        with pytest.raises(WorkerLost):
-            await here.call("stream", None)
-
-        assert await items_of(answer) == [1, 2, 3]
-
-
-@in_loop
 async def test_a_closed_channel_refuses_calls_and_swallows_notes() -> None:
-    left, _right = await streams()
+    left, right = await ends()
     async with serving(left) as here:
         here.close()
-        await until(lambda: here._closed)
 
         here.notify("note", None)
         with pytest.raises(WorkerLost):
             await here.call("echo", None)
-    _right[1].close()
-
-
-@contextlib.asynccontextmanager
-async def raw_peer(
-    serve: Serve = echo, note: Callable[[str, Any], None] = ignore
-) -> AsyncIterator[tuple[Channel, Streams, asyncio.Future[None]]]:
-    """A channel whose other end is bytes, and its `run`."""
-    left, right = await streams()
-    channel = Channel(*left, serve=serve, note=note)
-    served = asyncio.ensure_future(channel.run())
-    try:
-        yield channel, right, served
-    finally:
-        right[1].close()
-        await served
-
-
-def framed(value: Any) -> bytes:
-    body = value if isinstance(value, bytes) else msgpack.packb(value)
-    return struct.pack(">I", len(body)) + body
-
-
-GARBAGE = {
-    "no msgpack": b"\xc1",
-    "half a value": b"\x93\x01",
-    "more than a value": b"\x01\x02",
-    "text that is none": b"\xa1\xff",
-    "nothing": b"",
-    "a number": 7,
-    "null": None,
-    "a table": {"a": 1},
-    "an empty array": [],
-    "an array of tables": [{}, {}],
-    "a request without an id": [REQUEST],
-    "a request whose id is no key": [REQUEST, [], "m", None],
-    "a request with an id in use": [REQUEST, 1, "stall", None],
-    "a request without a payload": [REQUEST, 2, "m"],
-    "a reply without a payload": [REPLY, 1],
-    "an error that is no problem": [ERROR, 1, "oops"],
-    "an error without a problem": [ERROR, 1],
-    "an item without a value": [ITEM, 1],
-    "an end without an id": [END],
-    "a cancellation without an id": [CANCEL],
-    "credit that is no number": [CREDIT, 1, "lots"],
-    "credit without end": [CREDIT, 1, float("inf")],
-    "a note without a payload": [NOTE, "n"],
-}
-
-
-@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
-@in_loop
-async def test_garbage_ends_the_channel_and_nothing_else(garbage: Any) -> None:
-    waiting = Waiting()
-    async with raw_peer(waiting.serve) as (channel, (_reader, writer), served):
-        asked = asyncio.ensure_future(channel.call("any", None))
-        writer.write(framed([REQUEST, 1, "stall", "stalled"]))
-        await until(lambda: waiting.begun)
-
-        writer.write(framed(garbage))
-        await served
-
-        with pytest.raises(WorkerLost):
-            await asked
-        assert waiting.cancelled == ["stalled"]
-
-
-@in_loop
-async def test_a_frame_that_announces_too_much_ends_the_channel_before_it_comes() -> None:
-    async with raw_peer() as (_channel, (_reader, writer), served):
-        writer.write(struct.pack(">I", MAX_FRAME + 1))
-
-        await served
-
-
-@pytest.mark.parametrize("length", [0, 1, 3, 4, 5, 10])
-@in_loop
-async def test_a_frame_cut_short_ends_the_channel(length: int) -> None:
-    async with raw_peer() as (channel, (_reader, writer), served):
-        asked = asyncio.ensure_future(channel.call("any", None))
-        await asyncio.sleep(0)
-
-        writer.write(framed([REQUEST, 1, "method", "payload"])[:length])
-        writer.write_eof()
-        await served
-
-        with pytest.raises(WorkerLost):
-            await asked
-
-
-@pytest.mark.parametrize(
-    "stray",
-    [
-        [REPLY, 99, None, False],
-        [ERROR, 99, {}],
-        [ITEM, 99, b"x"],
-        [END, 99],
-        [CANCEL, 99],
-        [CREDIT, 99, 5],
-        [99, 99],
-    ],
-    ids=["reply", "error", "item", "end", "cancel", "credit", "unknown"],
-)
-@in_loop
-async def test_a_frame_about_what_is_over_is_ignored(stray: list[Any]) -> None:
-    async with raw_peer() as (_channel, (reader, writer), _served):
-        writer.write(framed(stray) + framed([REQUEST, 1, "echo", "alive"]))
-
-        expected = framed([REPLY, 1, "alive", False])
-        assert await reader.readexactly(len(expected)) == expected
-
-
-@pytest.mark.parametrize("defect", [ZeroDivisionError(), NotFound("None."), AttributeError()])
-@in_loop
-async def test_a_note_that_cannot_be_taken_ends_the_channel_only(defect: Exception) -> None:
-    def refuse(_method: str, _payload: Any) -> None:
-        raise defect
-
-    async with raw_peer(note=refuse) as (_channel, (_reader, writer), served):
-        writer.write(framed([NOTE, "any", None]))
-
-        await served
+    right.abort()
 
 
 @in_loop
 async def test_whoever_was_heard_is_remembered() -> None:
     async with connected() as (here, there):
         before = there.heard_at
+        await until(lambda: asyncio.get_running_loop().time() > before)
         await here.call("echo", None)
 
         assert there.heard_at > before
 
 
 Step = tuple[str, int, int, int | None]
+
+
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["reply", "error", "items", "broken"]),
+        st.sampled_from(["reply", "error", "items", "broken", "upload", "both"]),
         st.integers(0, 6),
         st.integers(0, 5),
         st.none() | st.integers(0, 12),
@@ -659,7 +252,8 @@ async def _ask(channel: Channel, number: int, step: Step) -> Any:
     """What came of one request: a value, the items, or the class of an error."""
     seen: list[Any] = []
     try:
-        answer = await channel.call(step[0], [number, *step[1:3]])
+        parts = _numbered(number, step[2]) if step[0] in ("upload", "both") else None
+        answer = await channel.call(step[0], [number, *step[1:3]], parts)
         if answer.items is None:
             return answer.payload
         async for item in answer.items:
@@ -677,22 +271,33 @@ def _expected(number: int, step: Step) -> Any:
         "error": ([], NotFound, str(number)),
         "items": items,
         "broken": (items, NotFound, str(number)),
+        "upload": items,
+        "both": items,
     }[kind]
 
 
-async def _act(method: str, payload: Any) -> Answer:
-    number, turns, count = payload
+async def _numbered(number: int, count: int) -> AsyncIterator[Any]:
+    for n in range(count):
+        yield [number, n]
+        await asyncio.sleep(0)
+
+
+async def _act(request: Request) -> Answer:
+    method, (number, turns, count) = request.method, request.payload
     for _ in range(turns):
         await asyncio.sleep(0)
     if method == "reply":
         return Answer(number)
     if method == "error":
         raise NotFound(str(number))
+    if method == "upload":
+        return await collect(request)
+    if method == "both":
+        return Answer(None, request.items)
 
     async def items() -> AsyncIterator[Any]:
-        for n in range(count):
-            yield [number, n]
-            await asyncio.sleep(0)
+        async for item in _numbered(number, count):
+            yield item
         if method == "broken":
             raise NotFound(str(number))
 
@@ -730,153 +335,3 @@ def test_however_requests_interleave_each_gets_its_own_answer(
             await until(lambda: quiet(here, there))
 
     run_bounded(main())
-
-
-async def greet(worker_secret: str, controller_secret: str) -> tuple[Any, Any]:
-    """What came of a greeting, on the worker's side and on the controller's."""
-    (worker_reader, worker_writer), (reader, writer) = await streams()
-
-    async def controller() -> None:
-        try:
-            await greet_worker(reader, writer, controller_secret)
-        except FaasdError:
-            writer.close()
-            raise
-
-    outcomes = await asyncio.gather(
-        greet_controller(worker_reader, worker_writer, worker_secret),
-        controller(),
-        return_exceptions=True,
-    )
-    worker_writer.close()
-    writer.close()
-    return outcomes[0], outcomes[1]
-
-
-@in_loop
-async def test_both_sides_that_know_the_secret_let_each_other_in() -> None:
-    assert await greet(SECRET, SECRET) == (None, None)
-
-
-@pytest.mark.parametrize("other", ["", SECRET + " ", SECRET.upper()])
-@in_loop
-async def test_sides_with_different_secrets_refuse_each_other(other: str) -> None:
-    for pair in ((SECRET, other), (other, SECRET)):
-        worker, controller = await greet(*pair)
-
-        assert isinstance(worker, Unauthorized)
-        assert "FAASD_CLUSTER_SECRET" in worker.remedy
-        assert isinstance(controller, Unauthorized)
-
-
-@in_loop
-async def test_a_proof_that_was_overheard_is_worth_nothing_later() -> None:
-    (reader, writer), (far_reader, far_writer) = await streams()
-    known = asyncio.ensure_future(greet_worker(far_reader, far_writer, SECRET))
-    recorded = await overhear(reader, writer)
-    await known
-    writer.close()
-    far_writer.close()
-
-    (reader, writer), (far_reader, far_writer) = await streams()
-    writer.write(recorded)
-    with pytest.raises(Unauthorized):
-        await greet_worker(far_reader, far_writer, SECRET)
-    writer.close()
-    far_writer.close()
-
-
-async def overhear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-    """Greet as a true worker does; the bytes that it sent."""
-    sent: list[bytes] = []
-    write = writer.write
-
-    def recording(data: Any) -> None:
-        sent.append(bytes(data))
-        write(data)
-
-    writer.write = recording  # type: ignore[method-assign]
-    await greet_controller(reader, writer, SECRET)
-    return b"".join(sent)
-
-
-async def read_frame(reader: asyncio.StreamReader) -> list[bytes]:
-    (length,) = struct.unpack(">I", await reader.readexactly(4))
-    parts: list[bytes] = msgpack.unpackb(await reader.readexactly(length))
-    return parts
-
-
-@in_loop
-async def test_a_worker_is_not_content_with_its_own_proof_sent_back() -> None:
-    (reader, writer), (far_reader, far_writer) = await streams()
-    greeting = asyncio.ensure_future(greet_controller(reader, writer, SECRET))
-
-    far_writer.write(framed([b"n" * 32]))
-    _nonce, mac = await read_frame(far_reader)
-    far_writer.write(framed([mac]))
-
-    with pytest.raises(Unauthorized):
-        await greeting
-    writer.close()
-    far_writer.close()
-
-
-@in_loop
-async def test_a_controller_proves_nothing_to_who_has_not_proved_himself() -> None:
-    (reader, writer), (far_reader, far_writer) = await streams()
-    greeting = asyncio.ensure_future(greet_worker(reader, writer, SECRET))
-    await read_frame(far_reader)
-
-    far_writer.write(framed([b"n" * 32, b"m" * 32]))
-    with pytest.raises(Unauthorized):
-        await greeting
-    writer.close()
-
-    assert await far_reader.read() == b""
-    far_writer.close()
-
-
-HELLOS = {
-    "no msgpack": framed(b"\xc1"),
-    "text that is none": framed(b"\xa1\xff"),
-    "nothing": framed(b""),
-    "a table": framed({"nonce": b""}),
-    "a number": framed(1),
-    "text for bytes": framed(["a", "b"]),
-    "numbers": framed([1, 2]),
-    "no parts": framed([]),
-    "too many parts": framed([b"", b"", b""]),
-    "too much": framed([b"n" * 5000, b"m"]),
-    "too much announced": struct.pack(">I", 1 << 31),
-    "another protocol": b"GET / HTTP/1.1\r\n\r\n",
-}
-
-
-@pytest.mark.parametrize("hello", HELLOS.values(), ids=HELLOS.keys())
-@pytest.mark.parametrize("greeting", [greet_worker, greet_controller])
-@in_loop
-async def test_a_hello_of_another_kind_is_refused(greeting: Any, hello: bytes) -> None:
-    (reader, writer), (_far_reader, far_writer) = await streams()
-    far_writer.write(hello)
-
-    with pytest.raises(Unauthorized):
-        await greeting(reader, writer, SECRET)
-
-    writer.close()
-    far_writer.close()
-
-
-@pytest.mark.parametrize("said", [b"", b"\0", framed([b"n" * 32, b"m"])[:-1]])
-@pytest.mark.parametrize("greeting", [greet_worker, greet_controller])
-@in_loop
-async def test_a_peer_that_leaves_in_mid_greeting_is_not_refused_but_gone(
-    greeting: Any, said: bytes
-) -> None:
-    (reader, writer), (_far_reader, far_writer) = await streams()
-    far_writer.write(said)
-    far_writer.close()
-
-    with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
-        await greeting(reader, writer, SECRET)
-
-    writer.close()
