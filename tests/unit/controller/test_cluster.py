@@ -29,7 +29,7 @@ from faasd.errors import (
     WorkerLost,
 )
 from faasd.invocation import ArtifactRef, Reply, Revision, StartKind, WorkerReport
-from faasd.policies.routing import LeastOutstanding
+from faasd.policies.routing.least_outstanding import LeastOutstanding
 from faasd.settings import WorkerSettings, build
 from faasd.wire import Answer, Channel, greet_controller
 from tests.loops import in_loop, until
