@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from pathlib import Path
 
 from aiohttp import web
@@ -21,7 +22,7 @@ from controller.store.sqlite import SqliteStore
 from controller.workers import Workers
 from faasd.blobs import BlobStore
 from faasd.errors import BadRequest
-from faasd.policies.routing import LeastOutstanding
+from faasd.policies.routing.routers import ROUTERS
 from faasd.settings import ControllerSettings, is_loopback
 from faasd.telemetry import Metrics, get_logger
 
@@ -39,7 +40,7 @@ class Controller:
         self.metrics = Metrics()
         self.store = SqliteStore(settings.data / STORE_FILE)
         self.blobs = BlobStore(settings.data / "artifacts")
-        self.workers = Workers(LeastOutstanding())
+        self.workers = Workers(ROUTERS[settings.routing](random.Random()))
         self.registry = Registry(
             self.store,
             self.blobs,

@@ -16,7 +16,8 @@ from controller import gpus
 from controller.links import WorkerLink
 from faasd.errors import FaasdError, NotFound, Unavailable
 from faasd.invocation import Revision
-from faasd.policies.routing import Candidate, LeastOutstanding, Locality
+from faasd.policies.routing.candidate import Candidate, Locality, Router
+from faasd.policies.routing.least_outstanding import LeastOutstanding
 from faasd.spec import Resources
 from faasd.telemetry import get_logger
 
@@ -55,8 +56,9 @@ class Member:
 class Workers:
     """Who is there, who gets the next invocation, who keeps which minimum of instances."""
 
-    def __init__(self, router: LeastOutstanding) -> None:
+    def __init__(self, router: Router) -> None:
         self._router = router
+        self._least_loaded = LeastOutstanding()
         self._members: dict[str, Member] = {}
         self._revisions: dict[str, Revision] = {}
         self._homes: dict[str, str] = {}
@@ -130,7 +132,9 @@ class Workers:
             return up[0]
         if up and resources is not None and resources.gpus:
             up = _with_gpus(up, resources, refuse)
-        chosen = self._router.choose(self._candidate(member, key) for member in up)
+        candidates = [self._candidate(member, key) for member in up]
+        # A call that the policy would hold back waits at the least loaded worker.
+        chosen = self._router.choose(candidates, key) or self._least_loaded.choose(candidates)
         if chosen is None:
             raise Unavailable(
                 "No worker is connected.",
@@ -179,11 +183,16 @@ class Workers:
         elif member.per_revision[key]:
             # Dispatched there since its last report: what it opens now serves the next one too.
             locality = Locality.TEMPLATE
+        slots = max(1, member.link.report().slots)
+        revision = self._revisions.get(key)
+        limits = None if revision is None else revision.spec.limits
         return Candidate(
             worker=member.link.worker_id,
-            slots=max(1, member.link.report().slots),
+            slots=slots,
             outstanding=member.outstanding,
             locality=locality,
+            held=member.per_revision[key],
+            places=slots if limits is None else limits.max_instances * limits.concurrency,
         )
 
     def _settle_homes(self) -> None:
@@ -204,8 +213,8 @@ class Workers:
                 if gpus.can_place(revision.spec.resources, member.link.report())
             ]
             # Without any, one of them goes on trying: a GPU may come back.
-            chosen = self._router.choose(
-                self._candidate(member, key) for member in able or up.values()
+            chosen = self._least_loaded.choose(
+                [self._candidate(member, key) for member in able or up.values()]
             )
             if chosen is None:
                 self._homes.pop(key, None)

@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from faasd.errors import BadRequest
+from faasd.policies.routing.routers import ROUTERS
 
 # A worker's sandboxes run elsewhere than where it was started.
 Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
@@ -53,6 +54,11 @@ class ControllerSettings(BaseSettings):
     )
     cluster_secret: SecretStr | None = Field(
         None, description="shared by the controller and its workers, 16 characters or more"
+    )
+    routing: str = Field(
+        "least-outstanding",
+        pattern=f"^({'|'.join(ROUTERS)})$",
+        description="how calls are spread over the workers: " + ", ".join(ROUTERS),
     )
     heartbeat_timeout_s: float = Field(5.0, gt=0, description="a worker silent for so long is lost")
     artifact_max_mb: float = Field(20_480, gt=0, description="largest artifact")

@@ -33,7 +33,7 @@ from faasd.errors import (
 from faasd.framing import Connection
 from faasd.greeting import greet_controller
 from faasd.invocation import ArtifactRef, Load, Reply, Revision, StartKind, WorkerReport
-from faasd.policies.routing import LeastOutstanding
+from faasd.policies.routing.least_outstanding import LeastOutstanding
 from faasd.settings import WorkerSettings, build
 from faasd.wire import Answer, Channel, Request, Serve
 from tests.loops import in_loop, until

@@ -27,7 +27,7 @@ from faasd.invocation import (
     Timings,
     WorkerReport,
 )
-from faasd.policies.routing import LeastOutstanding
+from faasd.policies.routing.least_outstanding import LeastOutstanding
 from faasd.spec import validate_spec
 from faasd.streams import Closable, close
 from faasd.telemetry import Metrics

@@ -23,7 +23,8 @@ from faasd.invocation import (
     Started,
     WorkerReport,
 )
-from faasd.policies.routing import LeastOutstanding
+from faasd.policies.routing.bounded_queue import BoundedQueue
+from faasd.policies.routing.least_outstanding import LeastOutstanding
 from faasd.spec import Resources, validate_spec
 
 KEY = "default/echo@r1"
@@ -381,3 +382,14 @@ def test_a_minimum_that_needs_a_gpu_is_tried_somewhere_when_there_is_none(
     workers.activate(revision(minimum=1, resources={"gpus": 1}))
 
     assert link.minimums[KEY] == 1
+
+
+def test_a_call_that_the_policy_would_hold_back_waits_at_the_least_loaded_worker() -> None:
+    workers = Workers(BoundedQueue())
+    workers.activate(revision(limits={"max_instances": 1}))
+    busy, busier = workers.join(NearWorker("a")), workers.join(NearWorker("b"))
+
+    for member in (busy, busy, busier, busier, busier):
+        member.begin(KEY)
+
+    assert workers.choose(KEY) is busy

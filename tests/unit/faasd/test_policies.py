@@ -9,20 +9,8 @@ from hypothesis import strategies as st
 from faasd.policies.eviction import Holder, least_recently_used
 from faasd.policies.keepalive import FixedKeepAlive, HistogramKeepAlive, keep_alive
 from faasd.policies.retry import LONGEST_S, next_attempt_s
-from faasd.policies.routing import Candidate, LeastOutstanding, Locality
 from faasd.policies.scaling import ConcurrencyScaling, Demand
 
-candidates = st.lists(
-    st.builds(
-        Candidate,
-        worker=st.text("abcdef", min_size=1, max_size=3),
-        slots=st.integers(1, 64),
-        outstanding=st.integers(0, 200),
-        locality=st.sampled_from(Locality),
-    ),
-    max_size=8,
-    unique_by=lambda one: one.worker,
-)
 seconds = st.floats(0, 1e6, allow_nan=False)
 demands = st.builds(
     Demand,
@@ -37,16 +25,6 @@ demands = st.builds(
 bounds = st.tuples(st.integers(0, 20), st.integers(0, 20)).map(lambda b: (min(b), max(1, *b)))
 
 
-def worker(
-    name: str,
-    outstanding: int = 0,
-    *,
-    slots: int = 4,
-    locality: Locality = Locality.NOTHING,
-) -> Candidate:
-    return Candidate(name, slots, outstanding, locality)
-
-
 def demand(
     *,
     queued: int = 0,
@@ -58,93 +36,6 @@ def demand(
     start_s: float | None = None,
 ) -> Demand:
     return Demand(queued, running, live, per_instance, waited_s, exec_s, start_s)
-
-
-def test_nobody_is_chosen_from_nobody() -> None:
-    assert LeastOutstanding().choose([]) is None
-
-
-def test_the_least_loaded_worker_is_chosen() -> None:
-    assert LeastOutstanding().choose([worker("a", 3), worker("b", 1), worker("c", 2)]) == "b"
-
-
-def test_load_is_counted_per_slot() -> None:
-    small, large = worker("a", 1, slots=1), worker("b", 4, slots=8)
-
-    assert LeastOutstanding().choose([small, large]) == "b"
-
-
-def test_equal_workers_are_taken_by_name() -> None:
-    assert LeastOutstanding().choose([worker("b"), worker("a")]) == "a"
-
-
-def test_a_worker_with_the_template_wins_over_a_less_loaded_one() -> None:
-    holder = worker("b", 5, locality=Locality.TEMPLATE)
-
-    assert LeastOutstanding().choose([worker("a", 0), holder]) == "b"
-
-
-def test_a_holder_with_an_idle_instance_wins_over_a_less_loaded_holder() -> None:
-    template = worker("a", 0, locality=Locality.TEMPLATE)
-    idle = worker("b", 2, locality=Locality.IDLE)
-
-    assert LeastOutstanding().choose([template, idle]) == "b"
-
-
-def test_an_idle_instance_on_a_full_worker_does_not_win() -> None:
-    template = worker("a", 3, locality=Locality.TEMPLATE)
-    idle = worker("b", 4, locality=Locality.IDLE)
-
-    assert LeastOutstanding().choose([template, idle]) == "a"
-
-
-def test_a_holder_keeps_the_call_up_to_its_patience() -> None:
-    holder = worker("b", 7, locality=Locality.TEMPLATE)
-
-    assert LeastOutstanding(patience=2.0).choose([worker("a"), holder]) == "b"
-
-
-def test_a_holder_loses_the_call_past_its_patience() -> None:
-    holder = worker("b", 8, locality=Locality.TEMPLATE)
-
-    assert LeastOutstanding(patience=2.0).choose([worker("a"), holder]) == "a"
-
-
-def test_a_burst_fills_unequal_workers_in_proportion() -> None:
-    router, outstanding, slots = LeastOutstanding(), {"a": 0, "b": 0}, {"a": 2, "b": 6}
-
-    for _ in range(80):
-        chosen = router.choose(worker(n, outstanding[n], slots=slots[n]) for n in outstanding)
-        assert chosen is not None
-        outstanding[chosen] += 1
-
-    assert outstanding == {"a": 20, "b": 60}
-
-
-@given(candidates)
-def test_someone_is_chosen_whenever_someone_is_there(everyone: list[Candidate]) -> None:
-    chosen = LeastOutstanding().choose(everyone)
-
-    assert chosen in {one.worker for one in everyone} if everyone else chosen is None
-
-
-@given(candidates, st.randoms(use_true_random=False))
-def test_the_choice_does_not_depend_on_the_order(everyone: list[Candidate], random: object) -> None:
-    shuffled = list(everyone)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
-
-    assert LeastOutstanding().choose(shuffled) == LeastOutstanding().choose(everyone)
-
-
-@given(candidates.filter(bool))
-def test_a_worker_without_the_template_is_chosen_only_at_the_least_score(
-    everyone: list[Candidate],
-) -> None:
-    chosen = LeastOutstanding().choose(everyone)
-    [found] = [one for one in everyone if one.worker == chosen]
-
-    if found.locality is Locality.NOTHING:
-        assert found.score == min(one.score for one in everyone)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from pydantic_settings import BaseSettings
 
 from faasd.errors import BadRequest
+from faasd.policies.routing.routers import ROUTERS
 from faasd.settings import ControllerSettings, WorkerSettings, build, is_loopback
 
 BOTH = [ControllerSettings, WorkerSettings]
@@ -148,3 +149,9 @@ def test_every_setting_says_what_it_does(cls: type[BaseSettings]) -> None:
 )
 def test_loopback_is_told_from_the_rest_of_the_world(host: str, *, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+def test_a_routing_policy_that_there_is_not_is_refused_with_the_names_of_those_there_are() -> None:
+    told = refusal(ControllerSettings, routing="fastest")
+
+    assert all(name in told for name in ("routing", *ROUTERS))
