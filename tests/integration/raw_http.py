@@ -41,14 +41,14 @@ _CHUNK_LINE = re.compile(rb"[0-9a-fA-F]+")
 
 def post(name: str, body: bytes = b"", *lines: bytes, version: bytes = b"1.1") -> bytes:
     """An invocation, well-formed as long as the header lines are."""
-    return request(f"POST /invoke/{name}", body, *lines, version=version)
+    return make(f"POST /invoke/{name}", body, *lines, version=version)
 
 
 def get(path: str, *lines: bytes) -> bytes:
-    return request(f"GET {path}", b"", *lines)
+    return make(f"GET {path}", b"", *lines)
 
 
-def request(line: str, body: bytes, *lines: bytes, version: bytes = b"1.1") -> bytes:
+def make(line: str, body: bytes, *lines: bytes, version: bytes = b"1.1") -> bytes:
     length = [b"Content-Length: %d" % len(body)] if body else []
     head = b"".join(extra + b"\r\n" for extra in [*lines, *length])
     return line.encode() + b" HTTP/" + version + b"\r\n" + HOST + head + b"\r\n" + body

@@ -19,10 +19,10 @@ from tests.integration.raw_http import (
     Reply,
     Wire,
     Witness,
+    make,
     post,
     post_chunked,
 )
-from tests.integration.raw_http import request as make
 from tests.platform import Platform
 
 # Leaves a mark where it ran: it is called by requests that no server may see as such.
