@@ -38,7 +38,6 @@ from faasd.invocation import (
     Timings,
     WorkerReport,
 )
-from faasd.policies.routing import LeastOutstanding
 from worker.node import Node
 from worker.uplink import RemoteSource, Uplink
 
@@ -186,7 +185,7 @@ async def measured(pid: int, driver: Driver | Echo, count: int, seconds: float) 
 
 async def hop(count: int, seconds: float) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        workers = Workers(LeastOutstanding())
+        workers = Workers()
         server = ClusterServer(
             workers,
             BlobStore(Path(folder)),

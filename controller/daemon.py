@@ -12,6 +12,7 @@ from aiohttp import web
 from controller.asynchronous import AsyncInvocations
 from controller.auth import Keys
 from controller.cluster import ClusterServer
+from controller.dispatch import Dispatcher
 from controller.gateway import Gateway
 from controller.http import openapi
 from controller.http.app import Parts, build_app
@@ -40,7 +41,8 @@ class Controller:
         self.metrics = Metrics()
         self.store = SqliteStore(settings.data / STORE_FILE)
         self.blobs = BlobStore(settings.data / "artifacts")
-        self.workers = Workers(ROUTERS[settings.routing](random.Random()))
+        self.workers = Workers()
+        self.dispatcher = Dispatcher(self.workers, ROUTERS[settings.routing](random.Random()))
         self.registry = Registry(
             self.store,
             self.blobs,
@@ -48,7 +50,7 @@ class Controller:
             code_max_mb=settings.code_max_mb,
             deploy_timeout_s=settings.deploy_timeout_s,
         )
-        self.gateway = Gateway(self.registry, self.workers, self.store, self.metrics)
+        self.gateway = Gateway(self.registry, self.dispatcher, self.store, self.metrics)
         self.asynchronous = AsyncInvocations(
             self.store,
             self.registry,

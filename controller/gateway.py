@@ -7,9 +7,10 @@ import functools
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
+from controller.dispatch import Dispatcher
 from controller.registry import Registry
 from controller.store.port import Store, StoredResult
-from controller.workers import Workers
+from controller.workers import Member
 from faasd import clock
 from faasd.bridges import awaited
 from faasd.errors import FaasdError, FunctionNotFound, IdempotencyMismatch
@@ -17,6 +18,7 @@ from faasd.invocation import (
     Invocation,
     Receiver,
     Reply,
+    Revision,
     Started,
     StartKind,
     Timings,
@@ -36,10 +38,10 @@ class Gateway:
     """Owned by the event loop."""
 
     def __init__(
-        self, registry: Registry, workers: Workers, store: Store, metrics: Metrics
+        self, registry: Registry, dispatcher: Dispatcher, store: Store, metrics: Metrics
     ) -> None:
         self.registry = registry
-        self.workers = workers
+        self.dispatcher = dispatcher
         self.metrics = metrics
         self._store = store
         self._under_way: dict[tuple[str, str], tuple[str, asyncio.Future[StoredResult | None]]] = {}
@@ -136,78 +138,115 @@ class Flight:
     """An invocation between its caller and a worker: the receiver of what the worker says of it."""
 
     __slots__ = (
-        "_invocation", "_member", "_mode", "_receiver", "_registry", "_revision", "_seen",
-        "_since", "_started", "_tried_again", "_workers",
+        "_call", "_dispatcher", "_member", "_mode", "_receiver", "_registry", "_seen", "_since",
+        "_started", "_ticket", "_tried_again", "_waited", "deadline", "invocation", "revision",
     )  # fmt: skip
+
+    revision: Revision
 
     def __init__(
         self, gateway: Gateway, invocation: Invocation, receiver: Receiver, mode: str
     ) -> None:
         self._registry = gateway.registry
-        self._workers = gateway.workers
+        self._dispatcher = gateway.dispatcher
         self._seen = gateway.metrics.of(invocation.function)
-        self._invocation = invocation
         self._receiver = receiver
         self._mode = mode
         self._since = clock.monotonic()
         self._tried_again = False
+        self._waited = False
         self._started: Started | None = None
+        self._member: Member | None = None
+        self.invocation = invocation
+        remaining = invocation.remaining_s
+        self.deadline = None if remaining is None else self._since + remaining
 
     def take_off(self) -> None:
-        """Hand it to a worker. Raises FaasdError, and then nothing more is heard of it."""
+        """Have it placed. Raises FaasdError, and then nothing more is heard of it."""
         try:
-            self._send()
+            self.place_again()
         except FaasdError as error:
             self._note(error)
             raise
+        # What is told from here on is told to the receiver, and takes place later.
+        self._waited = self._member is None
+
+    def place_again(self) -> None:
+        """Have it placed on what is active by now. Raises FaasdError."""
+        revision = self.revision = self._registry.get(self.invocation.function).active
+        self.invocation.revision = revision.id
+        self._dispatcher.place(self)
+
+    def send_to(self, member: Member) -> None:
+        """Begin it on a worker. Raises FaasdError."""
+        if self._waited and self.deadline is not None:
+            self.invocation.remaining_s = self.deadline - clock.monotonic()
+        self._member = member
+        self._call = member.begin(self.revision.key)
+        self._ticket = self._dispatcher.began(member)
+        try:
+            self._started = member.link.invoke(self.invocation, self)
+        except FaasdError as error:
+            self._land(error.code)
+            if isinstance(error, FunctionNotFound) and self._was_replaced():
+                self.place_again()
+                return
+            error.extra.setdefault("revision", self.revision.id)
+            raise
 
     def answered(self, reply: Reply) -> None:
-        self._land()
-        reply.revision = self._revision.id
-        self._seen.answered(self._mode, "ok", clock.monotonic() - self._since)
+        member, self._member = self._member, None
+        assert member is not None
+        self._started = None
+        member.end(self._call)
+        now = clock.monotonic()
+        if self._waited:
+            whole_ms = (now - self._since) * 1000
+            reply.timings.queue = max(reply.timings.queue, whole_ms - reply.timings.after_queue)
+        reply.revision = self.revision.id
+        self._seen.answered(self._mode, "ok", now - self._since)
         self._seen.started(reply.start, reply.timings)
         self._receiver.answered(reply)
+        self._dispatcher.answered(
+            member, self._ticket, self.revision.key, reply.start, reply.timings
+        )
 
     def failed(self, error: FaasdError) -> None:
-        self._land()
         if isinstance(error, FunctionNotFound) and self._was_replaced():
+            self._land(error.code)
             try:
-                self._send()
+                self.place_again()
             except FaasdError as another:
-                error = another
-            else:
-                return
-        error.extra.setdefault("revision", self._revision.id)
+                self.give_up(another)
+            return
+        error.extra.setdefault("revision", self.revision.id)
+        self._note(error)
+        self._receiver.failed(error)
+        self._land(error.code)
+
+    def give_up(self, error: FaasdError) -> None:
+        """It was not sent, or not again: its caller is told why."""
+        error.extra.setdefault("revision", self.revision.id)
         self._note(error)
         self._receiver.failed(error)
 
     def cancel(self) -> None:
         """The caller is gone: its receiver hears no more of it."""
-        if self._started is None:
+        if self._started is not None:
+            self._started.cancel()
+            self._land("cancelled")
+        elif self._waited and self._member is None:
+            self._dispatcher.withdraw(self)
+        else:
             return
-        self._started.cancel()
-        self._land()
         self._seen.answered(self._mode, "cancelled", clock.monotonic() - self._since)
 
-    def _send(self) -> None:
-        while True:
-            revision = self._revision = self._registry.get(self._invocation.function).active
-            self._invocation.revision = revision.id
-            member = self._member = self._workers.choose(revision.key, revision.spec.resources)
-            member.begin(revision.key)
-            try:
-                self._started = member.link.invoke(self._invocation, self)
-            except FaasdError as error:
-                member.end(revision.key)
-                if isinstance(error, FunctionNotFound) and self._was_replaced():
-                    continue
-                error.extra.setdefault("revision", revision.id)
-                raise
-            return
-
-    def _land(self) -> None:
+    def _land(self, code: str) -> None:
+        member, self._member = self._member, None
         self._started = None
-        self._member.end(self._revision.key)
+        if member is not None:
+            member.end(self._call)
+            self._dispatcher.failed(member, self._ticket, self.revision.key, code)
 
     def _was_replaced(self) -> bool:
         """Whether to try again: a revision can be replaced between looking it up and reaching the
@@ -215,14 +254,14 @@ class Flight:
         """
         before, self._tried_again = self._tried_again, True
         try:
-            active = self._registry.get(self._invocation.function).active
+            active = self._registry.get(self.invocation.function).active
         except FaasdError:
             return False
-        return not before and active.id != self._revision.id
+        return not before and active.id != self.revision.id
 
     def _note(self, error: FaasdError) -> None:
         self._seen.answered(self._mode, error.code, clock.monotonic() - self._since)
-        _note_failure(self._invocation, error)
+        _note_failure(self.invocation, error)
 
 
 def _note_failure(invocation: Invocation, error: FaasdError) -> None:

@@ -1,6 +1,7 @@
-"""The workers of the cluster and what is under way on each: where the router's view comes from.
+"""The workers of the cluster and what is under way on each: what routing is told of them.
 
-Counts its own dispatches; localities come from the workers' reports. Owned by the event loop.
+Own dispatches are counted; localities, and what other controllers have there, come from the
+workers' reports. Owned by the event loop.
 """
 
 from __future__ import annotations
@@ -8,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from controller import gpus
 from controller.links import WorkerLink
 from faasd.errors import FaasdError, NotFound, Unavailable
-from faasd.invocation import Revision
-from faasd.policies.routing.candidate import Candidate, Locality, Router
+from faasd.invocation import FunctionReport, Revision, WorkerReport
+from faasd.policies.routing.candidate import Candidate, Locality
 from faasd.policies.routing.least_outstanding import LeastOutstanding
+from faasd.policies.routing.outstanding import LoadReport, Outstanding
 from faasd.spec import Resources
 from faasd.telemetry import get_logger
 
@@ -32,48 +34,87 @@ class WorkerStatus(enum.StrEnum):
     LOST = "lost"
 
 
+class Watcher(Protocol):
+    """Who is told of workers that come and go, and of revisions that go."""
+
+    def joined(self, member: Member) -> None: ...
+
+    def left(self, member: Member) -> None: ...
+
+    def retired(self, key: str) -> None: ...
+
+
 @dataclass(slots=True, eq=False)
 class Member:
-    """One worker of the cluster."""
+    """One worker of the cluster, and what is under way there."""
 
     link: WorkerLink
     status: WorkerStatus = WorkerStatus.UP
-    outstanding: int = 0
-    per_revision: Counter[str] = field(default_factory=Counter)
+    calls: Outstanding = field(default_factory=Outstanding)
+    _report: WorkerReport | None = None
+    _functions: dict[str, FunctionReport] = field(default_factory=dict)
 
-    def begin(self, key: str) -> None:
-        """An invocation of a revision is under way there, until `end`."""
-        self.outstanding += 1
-        self.per_revision[key] += 1
+    @property
+    def outstanding(self) -> int:
+        """Invocations under way there, those of other controllers included."""
+        return self.calls.total
 
-    def end(self, key: str) -> None:
-        self.outstanding -= 1
-        self.per_revision[key] -= 1
-        if not self.per_revision[key]:
-            del self.per_revision[key]
+    @property
+    def slots(self) -> int:
+        return max(1, self.link.report().slots)
+
+    def begin(self, key: str) -> int:
+        """An invocation of a revision goes there: its number, for `end`."""
+        return self.calls.begin(key)
+
+    def end(self, call: int) -> None:
+        """It came back, or will not."""
+        self.calls.end(call)
+        load = self.link.load
+        if load.seq != self.calls.heard:
+            self.calls.reconcile(LoadReport(load.seq, load.outstanding, load.running))
+
+    def locality(self, key: str) -> Locality:
+        """What it has of a revision, by its last report and what was sent there since."""
+        report = self.link.report()
+        if report is not self._report:
+            self._report = report
+            self._functions = {f"{one.function}@{one.revision}": one for one in report.functions}
+        seen = self._functions.get(key)
+        held = self.calls.held(key)
+        if seen is not None and (seen.template == "ready" or seen.idle + seen.busy):
+            return Locality.IDLE if seen.idle + seen.busy > held else Locality.TEMPLATE
+        # Dispatched there since its last report: what it opens now serves the next one too.
+        return Locality.TEMPLATE if held else Locality.NOTHING
 
 
 class Workers:
-    """Who is there, who gets the next invocation, who keeps which minimum of instances."""
+    """Who is there, who knows which revisions, who keeps which minimum of instances."""
 
-    def __init__(self, router: Router) -> None:
-        self._router = router
+    def __init__(self) -> None:
         self._least_loaded = LeastOutstanding()
         self._members: dict[str, Member] = {}
+        self._up: list[Member] = []
+        self._watcher: Watcher | None = None
         self._revisions: dict[str, Revision] = {}
         self._homes: dict[str, str] = {}
         self._arrived = asyncio.Event()
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell it of all that comes and goes from now on."""
+        self._watcher = watcher
 
     def join(self, link: WorkerLink) -> Member:
         """A worker is there: it learns every revision, and may get invocations from now on."""
         member = Member(link)
         former = self._members.get(link.worker_id)
         if former is not None:
-            former.status = WorkerStatus.LOST
+            self._set(former, WorkerStatus.LOST)
         self._members[link.worker_id] = member
         for revision in self._revisions.values():
             at_home = self._homes.get(revision.key) == link.worker_id
             link.register(revision if at_home else _without_minimum(revision))
+        self._set(member, WorkerStatus.UP)
         self._settle_homes()
         self._arrived.set()
         log.info("worker.joined", worker=link.worker_id)
@@ -83,7 +124,7 @@ class Workers:
         """A worker is gone for good or for a while; what ran there has failed by itself."""
         if self._members.get(member.link.worker_id) is not member:
             return
-        member.status = WorkerStatus.LOST
+        self._set(member, WorkerStatus.LOST)
         self._settle_homes()
         log.warning("worker.lost", worker=member.link.worker_id)
 
@@ -94,7 +135,7 @@ class Workers:
             raise NotFound(
                 f"There is no worker {worker_id!r}.", remedy="List them with `faasd status`."
             )
-        member.status = WorkerStatus.DRAINING
+        self._set(member, WorkerStatus.DRAINING)
         self._settle_homes()
 
     def activate(self, revision: Revision) -> None:
@@ -111,6 +152,8 @@ class Workers:
         self._homes.pop(key, None)
         for member in self._live():
             member.link.retire(function, revision)
+        if self._watcher is not None:
+            self._watcher.retired(key)
 
     def revision_keys(self) -> list[str]:
         """function@revision of every revision that serves."""
@@ -123,37 +166,55 @@ class Workers:
         *,
         refuse: type[FaasdError] = Unavailable,
     ) -> Member:
-        """The worker for the next invocation of a revision. Raises Unavailable without any, and
-        `refuse` when none of them has the GPUs that `resources` ask for.
+        """The least loaded worker, by preference one that has the revision already.
+
+        Raises Unavailable without any, and `refuse` when none of them has the GPUs that `resources`
+        ask for.
         """
-        up = [m for m in self._members.values() if m.status is WorkerStatus.UP]
+        up = self.able(resources, refuse=refuse)
         if len(up) == 1:
-            # It knows better than its last report does, and says so if it cannot.
             return up[0]
-        if up and resources is not None and resources.gpus:
-            up = _with_gpus(up, resources, refuse)
-        candidates = [self._candidate(member, key) for member in up]
-        # A call that the policy would hold back waits at the least loaded worker.
-        chosen = self._router.choose(candidates, key) or self._least_loaded.choose(candidates)
-        if chosen is None:
+        return self._members[self._least_loaded_of(up, key)]
+
+    def able(
+        self, resources: Resources | None = None, *, refuse: type[FaasdError] = Unavailable
+    ) -> list[Member]:
+        """The workers that are up and could run it. Raises as `choose`."""
+        up = self._up
+        if not up:
             raise Unavailable(
                 "No worker is connected.",
                 remedy="Start one with `faasd worker`, then try again.",
                 retry_after_s=1.0,
             )
-        return self._members[chosen]
+        if len(up) > 1 and resources is not None and resources.gpus:
+            return _with_gpus(up, resources, refuse)
+        return up
+
+    @property
+    def alone(self) -> Member | None:
+        """The only worker that is up, if it is the only one."""
+        return self._up[0] if len(self._up) == 1 else None
+
+    @property
+    def count(self) -> int:
+        """How many are up."""
+        return len(self._up)
+
+    def member(self, worker_id: str) -> Member:
+        return self._members[worker_id]
 
     async def any(self, patience_s: float) -> None:
         """Wait until some worker is up, at most so many seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
-                while not any(m.status is WorkerStatus.UP for m in self._members.values()):
+                while not self._up:
                     self._arrived.clear()
                     await self._arrived.wait()
 
     @property
     def ready(self) -> bool:
-        return any(member.status is WorkerStatus.UP for member in self._members.values())
+        return bool(self._up)
 
     def members(self) -> list[Member]:
         return list(self._members.values())
@@ -172,32 +233,30 @@ class Workers:
     def _live(self) -> list[Member]:
         return [m for m in self._members.values() if m.status is not WorkerStatus.LOST]
 
-    def _candidate(self, member: Member, key: str) -> Candidate:
-        seen = next(
-            (f for f in member.link.report().functions if f"{f.function}@{f.revision}" == key), None
+    def _set(self, member: Member, status: WorkerStatus) -> None:
+        was_up = member in self._up
+        member.status = status
+        self._up = [m for m in self._members.values() if m.status is WorkerStatus.UP]
+        if self._watcher is None:
+            return
+        if status is WorkerStatus.UP:
+            self._watcher.joined(member)
+        elif was_up:
+            self._watcher.left(member)
+
+    def _least_loaded_of(self, members: Iterable[Member], key: str) -> str:
+        chosen = self._least_loaded.choose(
+            [
+                Candidate(one.link.worker_id, one.slots, one.outstanding, one.locality(key))
+                for one in members
+            ]
         )
-        locality = Locality.NOTHING
-        if seen is not None and (seen.template == "ready" or seen.idle + seen.busy):
-            free = seen.idle + seen.busy - member.per_revision[key]
-            locality = Locality.IDLE if free > 0 else Locality.TEMPLATE
-        elif member.per_revision[key]:
-            # Dispatched there since its last report: what it opens now serves the next one too.
-            locality = Locality.TEMPLATE
-        slots = max(1, member.link.report().slots)
-        revision = self._revisions.get(key)
-        limits = None if revision is None else revision.spec.limits
-        return Candidate(
-            worker=member.link.worker_id,
-            slots=slots,
-            outstanding=member.outstanding,
-            locality=locality,
-            held=member.per_revision[key],
-            places=slots if limits is None else limits.max_instances * limits.concurrency,
-        )
+        assert chosen is not None
+        return chosen
 
     def _settle_homes(self) -> None:
         """Each minimum of instances is kept on one worker; it moves when that worker goes."""
-        up = {m.link.worker_id: m for m in self._members.values() if m.status is WorkerStatus.UP}
+        up = {member.link.worker_id: member for member in self._up}
         for key, revision in self._revisions.items():
             if not revision.min_instances:
                 continue
@@ -213,13 +272,10 @@ class Workers:
                 if gpus.can_place(revision.spec.resources, member.link.report())
             ]
             # Without any, one of them goes on trying: a GPU may come back.
-            chosen = self._least_loaded.choose(
-                [self._candidate(member, key) for member in able or up.values()]
-            )
-            if chosen is None:
+            if not up:
                 self._homes.pop(key, None)
                 continue
-            self._homes[key] = chosen
+            chosen = self._homes[key] = self._least_loaded_of(able or up.values(), key)
             up[chosen].link.register(revision)
 
 

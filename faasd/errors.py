@@ -160,6 +160,14 @@ class QueueFull(FaasdError):
     retryable = True
     default_remedy = "Try again after Retry-After, or raise [limits] queue or max_instances."
 
+    @classmethod
+    def displaced(cls) -> QueueFull:
+        """Of a call that was queued and had to make room."""
+        return cls(
+            "The queue is full, and its place went to a caller who had fewer invocations waiting "
+            "than its share."
+        )
+
 
 class DeadlineExceeded(FaasdError):
     status = 504

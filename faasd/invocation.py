@@ -38,6 +38,11 @@ class Timings:
     load: float = 0.0
     exec: float = 0.0
 
+    @property
+    def after_queue(self) -> float:
+        """All but the wait for an instance to be free."""
+        return self.sandbox + self.libs + self.load + self.exec
+
     def server_timing(self) -> str:
         """The value of a Server-Timing header."""
         if not (self.sandbox or self.libs or self.load):

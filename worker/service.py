@@ -61,10 +61,6 @@ _generations = itertools.count(1)
 _LEAST_LOOK_S = 0.1
 # Of functions that name none: what calls of other SLOs are weighed against.
 _USUAL_SLO_MS = 1000.0
-_DISPLACED = (
-    "The queue is full, and its place went to a caller who had fewer invocations waiting than its "
-    "share."
-)
 _REMEDIES = {"bad_request": "Send a body that is what its Content-Type says."}
 
 
@@ -338,7 +334,7 @@ class RevisionService:
                 case pools.Expire():
                     self._drop(self._pending[action.call], _too_late(action.left_s))
                 case pools.Displace():
-                    self._drop(self._pending[action.call], QueueFull(_DISPLACED))
+                    self._drop(self._pending[action.call], QueueFull.displaced())
                 case pools.Fail():
                     self._drop(self._pending[action.call], self._last_failure)
 

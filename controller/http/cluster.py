@@ -94,6 +94,8 @@ async def metrics(request: web.Request) -> web.Response:
             gauges.memory.labels(worker, seen.function).inc(seen.memory_mb * (1 << 20))
             for state in ("starting", "idle", "busy"):
                 gauges.instances.labels(worker, seen.function, state).inc(getattr(seen, state))
+    for key, count in parts.gateway.dispatcher.waiting().items():
+        gauges.queued.labels("", key.partition("@")[0]).inc(count)
     for status, count in counts.items():
         gauges.workers.labels(str(status)).set(count)
     for state, count in (await parts.asynchronous.backlog()).items():

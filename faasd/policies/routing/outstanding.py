@@ -53,6 +53,11 @@ class Outstanding:
         return len(self._open)
 
     @property
+    def heard(self) -> int:
+        """The number of the last report that counted."""
+        return self._last_seq
+
+    @property
     def total(self) -> int:
         return len(self._open) + self.others
 

@@ -84,7 +84,7 @@ def test_a_key_gives_its_role_and_namespace(store_path: Path) -> None:
     async def work(keys: Keys) -> Caller:
         return await keys.caller(await made(keys, "deploy", "team-a"), None)
 
-    assert with_keys(store_path, work) == Caller("deploy", "team-a")
+    assert with_keys(store_path, work) == Caller("deploy", "team-a", "ci")
 
 
 def test_a_key_is_good_after_a_restart(store_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_key_is_good_after_a_restart(store_path: Path) -> None:
 
     caller = with_keys(store_path, lambda keys: keys.caller(authorization, None))
 
-    assert caller == Caller("invoke", "default")
+    assert caller == Caller("invoke", "default", "ci")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_an_admin_key_reaches_every_namespace(store_path: Path) -> None:
     async def work(keys: Keys) -> Caller:
         return await keys.caller(await made(keys, "admin", "team-a"), "team-b")
 
-    assert with_keys(store_path, work) == Caller("admin", "team-b")
+    assert with_keys(store_path, work) == Caller("admin", "team-b", "ci")
 
 
 def test_a_removed_key_is_refused_at_once(store_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_chosen_key_is_an_admins(store_path: Path) -> None:
     async def work(keys: Keys) -> Caller:
         return await keys.caller(f"Bearer {CHOSEN}", None)
 
-    assert with_keys(store_path, work, open_to_all=False) == Caller("admin", "default")
+    assert with_keys(store_path, work, open_to_all=False) == Caller("admin", "default", "chosen")
 
 
 def test_a_chosen_key_replaces_the_one_before_and_no_other(store_path: Path) -> None:

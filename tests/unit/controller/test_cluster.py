@@ -33,7 +33,6 @@ from faasd.errors import (
 from faasd.framing import Connection
 from faasd.greeting import greet_controller
 from faasd.invocation import ArtifactRef, Load, Reply, Revision, StartKind, WorkerReport
-from faasd.policies.routing.least_outstanding import LeastOutstanding
 from faasd.settings import WorkerSettings, build
 from faasd.wire import Answer, Channel, Request, Serve
 from tests.loops import in_loop, until
@@ -57,7 +56,7 @@ class Controller:
     """The part of a controller that workers see."""
 
     def __init__(self, folder: Path, *, port: int = 0, silence_s: float = 1000) -> None:
-        self.workers = Workers(LeastOutstanding())
+        self.workers = Workers()
         self.blobs = BlobStore(folder / "blobs")
         self.server = ClusterServer(
             self.workers,

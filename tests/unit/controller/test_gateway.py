@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from controller.dispatch import Dispatcher
 from controller.gateway import Gateway
 from controller.links import Progress
 from controller.registry import Registry
@@ -101,10 +102,10 @@ async def test_an_invocation_that_fails_is_under_way_no_longer_and_is_counted(
 ) -> None:
     store = SqliteStore(tmp_path / "store.db")
     await store.open()
-    workers, blobs, metrics = Workers(LeastOutstanding()), BlobStore(tmp_path), Metrics()
+    workers, blobs, metrics = Workers(), BlobStore(tmp_path), Metrics()
     blobs.open()
     registry = Registry(store, blobs, workers, code_max_mb=1, deploy_timeout_s=1)
-    gateway = Gateway(registry, workers, store, metrics)
+    gateway = Gateway(registry, Dispatcher(workers, LeastOutstanding()), store, metrics)
     member = workers.join(Failing())
     try:
         code = await blobs.put(archive(), sha256=None, max_mb=1)
@@ -115,7 +116,7 @@ async def test_an_invocation_that_fails_is_under_way_no_longer_and_is_counted(
     finally:
         await store.aclose()
 
-    assert (member.outstanding, member.per_revision) == (0, {})
+    assert repr(member.calls) == "Outstanding(own=0, others=0)"
     assert b'outcome="handler_error"} 1.0' in metrics.render()
 
 
@@ -125,10 +126,10 @@ def with_words(folder: Path, leave_after: int | None) -> tuple[int, int, bytes, 
     async def work() -> tuple[int, int, bytes, bool]:
         store = SqliteStore(folder / "store.db")
         await store.open()
-        workers = Workers(LeastOutstanding())
+        workers = Workers()
         blobs = BlobStore(folder)
         registry = Registry(store, blobs, workers, code_max_mb=1, deploy_timeout_s=1)
-        gateway = Words(registry, workers, store, Metrics())
+        gateway = Words(registry, Dispatcher(workers, LeastOutstanding()), store, Metrics())
         try:
             first, _ = await gateway.invoke_once(INVOCATION, "key")
             assert first.chunks is not None

@@ -23,8 +23,6 @@ from faasd.invocation import (
     Started,
     WorkerReport,
 )
-from faasd.policies.routing.bounded_queue import BoundedQueue
-from faasd.policies.routing.least_outstanding import LeastOutstanding
 from faasd.spec import Resources, validate_spec
 
 KEY = "default/echo@r1"
@@ -74,9 +72,9 @@ class NearWorker:
 
 @contextlib.contextmanager
 def under_way(member: Member, key: str) -> Iterator[None]:
-    member.begin(key)
+    call = member.begin(key)
     yield
-    member.end(key)
+    member.end(call)
 
 
 def revision(identity: str = "r1", *, minimum: int = 0, **keys: Any) -> Revision:
@@ -86,7 +84,7 @@ def revision(identity: str = "r1", *, minimum: int = 0, **keys: Any) -> Revision
 
 @pytest.fixture
 def workers() -> Workers:
-    return Workers(LeastOutstanding())
+    return Workers()
 
 
 def test_without_a_worker_nothing_is_chosen_and_the_remedy_is_said(workers: Workers) -> None:
@@ -111,7 +109,7 @@ def test_invocations_under_way_count_as_load(workers: Workers) -> None:
         chosen = workers.choose(KEY)
 
     assert chosen is second
-    assert (first.outstanding, first.per_revision) == (0, {})
+    assert (first.outstanding, first.calls.held("default/other@r1")) == (0, 0)
 
 
 def test_a_worker_that_holds_the_template_is_preferred(workers: Workers) -> None:
@@ -382,14 +380,3 @@ def test_a_minimum_that_needs_a_gpu_is_tried_somewhere_when_there_is_none(
     workers.activate(revision(minimum=1, resources={"gpus": 1}))
 
     assert link.minimums[KEY] == 1
-
-
-def test_a_call_that_the_policy_would_hold_back_waits_at_the_least_loaded_worker() -> None:
-    workers = Workers(BoundedQueue())
-    workers.activate(revision(limits={"max_instances": 1}))
-    busy, busier = workers.join(NearWorker("a")), workers.join(NearWorker("b"))
-
-    for member in (busy, busy, busier, busier, busier):
-        member.begin(KEY)
-
-    assert workers.choose(KEY) is busy
