@@ -40,7 +40,7 @@ from faasd.invocation import (
 )
 from faasd.policies.routing import LeastOutstanding
 from worker.node import Node
-from worker.uplink import RemoteSource, Uplink
+from worker.uplink import Uplink
 
 SECRET = "a secret of the benchmark"
 INVOCATION = Invocation(
@@ -78,10 +78,8 @@ class Instant:
 
 async def work(port: int) -> None:
     """The worker's side, until it is killed."""
-    source = RemoteSource()
     uplink = Uplink(
         cast("Node", Instant()),
-        source,
         address=f"127.0.0.1:{port}",
         secret=SECRET,
         heartbeat_s=1.0,
