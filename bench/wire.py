@@ -39,7 +39,7 @@ from faasd.invocation import (
     WorkerReport,
 )
 from worker.node import Node
-from worker.uplink import RemoteSource, Uplink
+from worker.uplink import Uplink
 
 SECRET = "a secret of the benchmark"
 INVOCATION = Invocation(
@@ -77,10 +77,8 @@ class Instant:
 
 async def work(port: int) -> None:
     """The worker's side, until it is killed."""
-    source = RemoteSource()
     uplink = Uplink(
         cast("Node", Instant()),
-        source,
         address=f"127.0.0.1:{port}",
         secret=SECRET,
         heartbeat_s=1.0,

@@ -101,6 +101,9 @@ class WorkerSettings(BaseSettings):
     id: str = Field("", description="name of the node; the host's name when empty")
     data: Folder = Field(Path("faasd-data/worker"), description="folder of caches and sandboxes")
     controller: str = Field("127.0.0.1:8081", description="address where the controller listens")
+    controllers: str = Field(
+        "", description="addresses of several controllers, separated by commas; instead of the one"
+    )
     cluster_secret: SecretStr | None = Field(
         None,
         description="as the controller's",
@@ -149,6 +152,12 @@ class WorkerSettings(BaseSettings):
     def node_id(self) -> str:
         """The name of the node."""
         return self.id or platform.node() or "worker"
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where its controllers listen, each once."""
+        given = [address.strip() for address in self.controllers.split(",")]
+        return list(dict.fromkeys(filter(None, given))) or [self.controller]
 
 
 _Settings = TypeVar("_Settings", bound=BaseSettings)

@@ -7,13 +7,13 @@ import compileall
 import contextlib
 import secrets
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from faasd import archive
 from faasd.blobs import BlobStore, link_or_copy
-from faasd.errors import DeployFailed
+from faasd.errors import DeployFailed, FaasdError, NotFound, Unavailable, WorkerLost
 from faasd.invocation import Revision
 from worker.layers import Layers, make_readable
 from worker.sandbox import Placed, Progress
@@ -22,7 +22,7 @@ _LARGEST_MB = 1 << 20
 
 
 class ArtifactSource(Protocol):
-    """Where a worker gets content-addressed files from: the controller."""
+    """Where a worker gets content-addressed files from: a controller."""
 
     def local(self, sha256: str) -> Path | None:
         """The file itself when it lies on this machine, to be linked, not copied."""
@@ -34,11 +34,14 @@ class ArtifactSource(Protocol):
 class RevisionFiles:
     """Places revisions below one folder. Owned by the event loop."""
 
-    def __init__(self, folder: Path, source: ArtifactSource, layers: Layers) -> None:
+    def __init__(
+        self, folder: Path, sources: Callable[[str], Sequence[ArtifactSource]], layers: Layers
+    ) -> None:
+        """`sources` are asked for the files of a revision, by its key, one after another."""
         self._folder = folder / "revisions"
         self._blobs = BlobStore(folder / "artifacts")
         self._layers = layers
-        self._source = source
+        self._sources = sources
         self._placing: dict[str, asyncio.Lock] = {}
 
     def open(self) -> None:
@@ -86,12 +89,24 @@ class RevisionFiles:
         for sha256 in sorted(wanted):
             if self._blobs.has(sha256):
                 continue
-            local = self._source.local(sha256)
+            sources = self._sources(revision.key)
+            local = next(filter(None, (source.local(sha256) for source in sources)), None)
             if local is not None:
                 await asyncio.to_thread(self._blobs.adopt, local, sha256)
                 continue
             progress("fetch", f"fetching {sha256[:12]}")
-            await self._blobs.put(self._source.read(sha256), sha256=sha256, max_mb=_LARGEST_MB)
+            await self._read(sha256, sources)
+
+    async def _read(self, sha256: str, sources: Sequence[ArtifactSource]) -> None:
+        failure: FaasdError = Unavailable("The revision was retired while it was fetched.")
+        for source in sources:
+            try:
+                await self._blobs.put(source.read(sha256), sha256=sha256, max_mb=_LARGEST_MB)
+            except (WorkerLost, NotFound) as error:
+                failure = error
+            else:
+                return
+        raise failure
 
     def _unpack(self, revision: Revision, folder: Path) -> None:
         temporary = folder.with_suffix(".placing")

@@ -32,6 +32,7 @@ from worker.gpus.inventory import GpuInventory
 from worker.gpus.ledger import GpuLedger, Mps
 from worker.layers import Layers
 from worker.output import LogBook
+from worker.owners import Owners
 from worker.sandbox import Progress, Sandboxes
 from worker.service import RevisionService, no_progress
 from worker.tally import Tally
@@ -50,9 +51,10 @@ class Node:
         self,
         settings: WorkerSettings,
         sandboxes: Sandboxes,
-        source: ArtifactSource,
+        source: ArtifactSource | None = None,
         inventory: GpuInventory | None = None,
     ) -> None:
+        """`source` is the controller of those calls that name none."""
         self.id = settings.id or platform.node() or "worker"
         self._settings = settings
         self._sandboxes = sandboxes
@@ -61,7 +63,9 @@ class Node:
             timeout_s=settings.layer_timeout_s,
             builder=sandboxes.builder,
         )
-        self._files = RevisionFiles(settings.data, source, layers)
+        self._owner = source
+        self._owners: Owners[ArtifactSource] = Owners()
+        self._files = RevisionFiles(settings.data, self._owners.of, layers)
         self._logs = LogBook(settings.log_lines)
         self._services: dict[str, RevisionService] = {}
         self._retiring: set[RevisionService] = set()
@@ -123,43 +127,62 @@ class Node:
             self._lock.close()
         log.info("node.stopped", node=self.id)
 
-    def register(self, revision: Revision) -> None:
-        """Know a revision, so that it can be invoked; its minimum of instances is kept up."""
+    def register(self, revision: Revision, owner: ArtifactSource | None = None) -> None:
+        """Know a revision, so that it can be invoked; its minimum of instances is kept up.
+
+        Of several owners' minimums the highest counts.
+        """
+        self._owners.add(revision.key, self._named(owner), revision.min_instances)
         service = self._services.get(revision.key)
         if service is None:
             service = self._services[revision.key] = self._service(revision)
-        service.set_min_instances(revision.min_instances)
+        service.set_min_instances(self._owners.minimum(revision.key))
 
-    def retire(self, function: str, revision: str) -> None:
-        """Finish what a revision has to do, then forget it."""
-        service = self._services.pop(f"{function}@{revision}", None)
-        if service is not None:
+    def retire(self, function: str, revision: str, owner: ArtifactSource | None = None) -> None:
+        """Finish what a revision has to do, then forget it, unless another owner wants it."""
+        key = f"{function}@{revision}"
+        if self._owners.remove(key, self._named(owner)):
+            service = self._services.pop(key)
             self._retiring.add(service)
             service.retire()
+        elif key in self._services:
+            self._services[key].set_min_instances(self._owners.minimum(key))
 
-    def keep_only(self, keys: set[str]) -> None:
-        """Retire every revision whose key (function@revision) is not among these."""
-        for key in set(self._services) - keys:
+    def keep_only(self, keys: set[str], owner: ArtifactSource | None = None) -> None:
+        """Retire every revision of the owner whose key (function@revision) is not among these."""
+        owner = self._named(owner)
+        for key in self._owners.wanted_by(owner) - keys:
             function, _, revision = key.rpartition("@")
-            self.retire(function, revision)
+            self.retire(function, revision, owner)
 
-    async def prepare(self, revision: Revision, progress: Progress = no_progress) -> None:
+    def _named(self, owner: ArtifactSource | None) -> ArtifactSource:
+        found = owner or self._owner
+        assert found is not None
+        return found
+
+    async def prepare(
+        self,
+        revision: Revision,
+        progress: Progress = no_progress,
+        owner: ArtifactSource | None = None,
+    ) -> None:
         """Have a first instance of a revision ready. Raises DeployFailed with the reason.
 
-        A revision that fails is forgotten again, unless it was known before.
+        A revision that fails is forgotten again, unless its owner knew it before.
         """
         self._check_open()
-        known = revision.key in self._services
+        owner = self._named(owner)
+        known = revision.key in self._owners.wanted_by(owner)
         self._check_resources(revision)
         await self._sandboxes.check(revision.spec)
-        self.register(revision)
+        self.register(revision, owner)
         try:
             await self._services[revision.key].prepare(progress)
         except BaseException as error:
             if isinstance(error, FaasdError):
                 self._attach_output(error, revision)
             if not known:
-                self.retire(revision.function, revision.id)
+                self.retire(revision.function, revision.id, owner)
             raise
 
     def _attach_output(self, error: FaasdError, revision: Revision) -> None:

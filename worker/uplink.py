@@ -1,7 +1,8 @@
-"""The worker's connection to its controller: joins, serves its requests, reports, comes back.
+"""The worker's connection to a controller: joins, serves its requests, reports, comes back.
 
-What runs for a controller that is gone is cancelled: nobody is left to take the reply, and the
-controller's successor queues again what must not be lost.
+A worker has one for each of its controllers, which know nothing of one another. What runs for a
+controller that is gone is cancelled: nobody is left to take the reply, and the controller's
+successor queues again what must not be lost.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _LAST_REPLIES_S = 10.0
 
 
 class RemoteSource:
-    """The controller's artifacts, streamed over the connection."""
+    """A controller's artifacts, streamed over the connection."""
 
     def __init__(self) -> None:
         self.channel: Channel | None = None
@@ -79,12 +80,11 @@ class _Answering:
 class Uplink:
     """Runs from `start` to `aclose`. Owned by the event loop."""
 
-    def __init__(
-        self, node: Node, source: RemoteSource, *, address: str, secret: str, heartbeat_s: float
-    ) -> None:
+    def __init__(self, node: Node, *, address: str, secret: str, heartbeat_s: float) -> None:
         """`address` is HOST:PORT. Raises BadRequest for anything else."""
         self._node = node
-        self._source = source
+        # To the node this is the controller: who owns revisions, and has their files.
+        self._source = RemoteSource()
         self._host, self._port = _parse(address)
         self._secret = secret
         self._heartbeat_s = heartbeat_s
@@ -115,10 +115,19 @@ class Uplink:
                 await self._connect_once()
                 wait_s = _FIRST_WAIT_S
             except (OSError, TimeoutError) as error:
-                log.warning("controller.unreachable", error=str(error) or type(error).__name__)
+                log.warning(
+                    "controller.unreachable",
+                    host=self._host,
+                    port=self._port,
+                    error=str(error) or type(error).__name__,
+                )
             except Unauthorized as error:
                 log.error(  # noqa: TRY400
-                    "controller.refused", detail=error.detail, remedy=error.remedy
+                    "controller.refused",
+                    host=self._host,
+                    port=self._port,
+                    detail=error.detail,
+                    remedy=error.remedy,
                 )
             # Spread out, so that all workers of a cluster do not come back at one moment.
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
@@ -151,7 +160,7 @@ class Uplink:
             reporting.cancel()
             served.cancel()
             await asyncio.gather(served, reporting, return_exceptions=True)
-            log.warning("controller.lost")
+            log.warning("controller.lost", host=self._host, port=self._port)
 
     async def _report(self, channel: Channel) -> None:
         loop = asyncio.get_running_loop()
@@ -186,7 +195,11 @@ class Uplink:
         """The stages of a deploy as items; its failure is the stream's."""
         stages: asyncio.Queue[list[str] | None] = asyncio.Queue()
         task = asyncio.ensure_future(
-            self._node.prepare(revision, lambda stage, detail: stages.put_nowait([stage, detail]))
+            self._node.prepare(
+                revision,
+                lambda stage, detail: stages.put_nowait([stage, detail]),
+                self._source,
+            )
         )
         task.add_done_callback(lambda _done: stages.put_nowait(None))
         try:
@@ -210,11 +223,11 @@ class Uplink:
 
     def _note(self, method: str, payload: Any) -> None:
         if method == "register":
-            self._node.register(Revision.from_plain(payload))
+            self._node.register(Revision.from_plain(payload), self._source)
         elif method == "retire":
-            self._node.retire(str(payload[0]), str(payload[1]))
+            self._node.retire(str(payload[0]), str(payload[1]), self._source)
         elif method == "keep_only":
-            self._node.keep_only({str(key) for key in payload})
+            self._node.keep_only({str(key) for key in payload}, self._source)
 
 
 def _plain_load(load: Load) -> list[int]:

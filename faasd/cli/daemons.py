@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from faasd.invocation import (
 from faasd.settings import ControllerSettings, WorkerSettings
 from worker.node import Node
 from worker.sandboxes import make_sandboxes
-from worker.uplink import RemoteSource, Uplink
+from worker.uplink import Uplink
 
 
 class LocalSource:
@@ -109,29 +110,31 @@ class ControllerDaemon:
 
 
 class WorkerDaemon:
-    """A node whose controller is elsewhere."""
+    """A node whose controllers are elsewhere."""
 
     def __init__(self, settings: WorkerSettings, secret: str) -> None:
         self._settings = settings
         self._secret = secret
         self._node: Node | None = None
-        self._uplink: Uplink | None = None
+        self._uplinks: list[Uplink] = []
 
     async def start(self) -> None:
-        source = RemoteSource()
-        self._node = Node(self._settings, make_sandboxes(self._settings), source)
-        self._uplink = Uplink(
-            self._node,
-            source,
-            address=self._settings.controller,
-            secret=self._secret,
-            heartbeat_s=self._settings.heartbeat_s,
-        )
+        self._node = Node(self._settings, make_sandboxes(self._settings))
+        self._uplinks = [
+            Uplink(
+                self._node,
+                address=address,
+                secret=self._secret,
+                heartbeat_s=self._settings.heartbeat_s,
+            )
+            for address in self._settings.addresses
+        ]
         await self._node.start()
-        await self._uplink.start()
+        for uplink in self._uplinks:
+            await uplink.start()
 
     async def aclose(self) -> None:
-        if self._uplink is not None:
-            await self._uplink.aclose()
+        # Together: each says first of all that nothing more is taken on.
+        await asyncio.gather(*(uplink.aclose() for uplink in self._uplinks))
         if self._node is not None:
             await self._node.aclose()

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def worker(
-    controller: Annotated[str | None, typer.Option(help="HOST:PORT where it listens.")] = None,
+    controller: Annotated[
+        list[str] | None,
+        typer.Option(help="HOST:PORT where it listens; once for each of several controllers."),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of caches and sandboxes.")] = None,
     node_id: Annotated[str | None, typer.Option("--id", help="Name of the node.")] = None,
     runtime: Annotated[
@@ -33,7 +36,7 @@ def worker(
         ),
     ] = False,
 ) -> None:
-    """Run a worker that joins a controller (FAASD_WORKER_CLUSTER_SECRET or FAASD_CLUSTER_SECRET)."""
+    """Run a worker that joins its controllers (FAASD_WORKER_CLUSTER_SECRET or FAASD_CLUSTER_SECRET)."""
     from faasd.cli.daemons import WorkerDaemon
     from faasd.cli.running import run_daemon
     from faasd.errors import BadRequest
@@ -41,7 +44,7 @@ def worker(
 
     settings = build(
         WorkerSettings,
-        controller=controller,
+        controllers=",".join(controller or []) or None,
         data=data,
         id=node_id,
         runtime=runtime,

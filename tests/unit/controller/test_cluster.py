@@ -116,11 +116,9 @@ class Worker:
     ) -> None:
         settings = {"memory_budget_mb": 4096, "cancel_grace_s": 1000, "shutdown_grace_s": grace_s}
         built = build(WorkerSettings, data=folder / name, runtime="fake", id=name, **settings)
-        source = RemoteSource()
-        self.node = Node(built, sandboxes or FakeSandboxes(), source)
+        self.node = Node(built, sandboxes or FakeSandboxes())
         self.uplink = Uplink(
             self.node,
-            source,
             address=f"127.0.0.1:{port}",
             secret=secret,
             heartbeat_s=heartbeat_s,
@@ -632,10 +630,10 @@ async def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", ["", "8081", "host:", ":8081", "host:port", "host:-1"])
 @in_loop
 async def test_an_address_that_is_none_is_refused(tmp_path: Path, address: str) -> None:
-    node = Node(build(WorkerSettings, data=tmp_path), FakeSandboxes(), RemoteSource())
+    node = Node(build(WorkerSettings, data=tmp_path), FakeSandboxes())
 
     with pytest.raises(BadRequest, match="HOST:PORT"):
-        Uplink(node, RemoteSource(), address=address, secret=SECRET, heartbeat_s=1)
+        Uplink(node, address=address, secret=SECRET, heartbeat_s=1)
 
 
 def test_a_revision_crosses_unchanged() -> None:
@@ -753,3 +751,142 @@ async def test_an_invocation_that_no_frame_can_hold_is_refused_at_once(tmp_path:
             await awaited(controller.link().invoke, strange)
 
         assert (await awaited(controller.link().invoke, call())).body == b"x"
+
+
+class SharedWorker:
+    """A node with a connection to each of these controllers."""
+
+    def __init__(
+        self, folder: Path, *controllers: Controller, sandboxes: FakeSandboxes | None = None
+    ) -> None:
+        settings = {"memory_budget_mb": 4096, "cancel_grace_s": 1000, "shutdown_grace_s": 1000}
+        built = build(WorkerSettings, data=folder / "n1", runtime="fake", id="n1", **settings)
+        self.node = Node(built, sandboxes or FakeSandboxes())
+        self.uplinks = [
+            Uplink(
+                self.node,
+                address=f"127.0.0.1:{controller.server.port}",
+                secret=SECRET,
+                heartbeat_s=0.01,
+            )
+            for controller in controllers
+        ]
+
+    async def aclose(self) -> None:
+        await asyncio.gather(*(uplink.aclose() for uplink in self.uplinks))
+        await self.node.aclose()
+
+
+@contextlib.asynccontextmanager
+async def shared(
+    folder: Path, sandboxes: FakeSandboxes | None = None
+) -> AsyncIterator[tuple[Controller, Controller, SharedWorker]]:
+    """Two controllers, and one worker that has joined both."""
+    async with controlling(folder / "c1") as first, controlling(folder / "c2") as second:
+        worker = SharedWorker(folder, first, second, sandboxes=sandboxes)
+        await worker.node.start()
+        for uplink in worker.uplinks:
+            await uplink.start()
+        try:
+            await until(lambda: first.member() and second.member())
+            yield first, second, worker
+        finally:
+            await worker.aclose()
+
+
+@in_loop
+async def test_one_worker_serves_several_controllers(tmp_path: Path) -> None:
+    async with shared(tmp_path) as (first, second, _worker):
+        first.workers.activate(revision(identity="r1"))
+        second.workers.activate(revision(identity="r2"))
+
+        assert (await awaited(first.link().invoke, call(identity="r1"))).body == b"x"
+        assert (await awaited(second.link().invoke, call(identity="r2"))).body == b"x"
+
+
+@in_loop
+async def test_each_controller_hears_of_the_load_of_all(tmp_path: Path) -> None:
+    held = Held()
+    async with shared(tmp_path, FakeSandboxes({"hold": held})) as (first, second, _worker):
+        first.workers.activate(revision("hold"))
+        second.workers.activate(revision())
+        asked = first.ask(b"1", "hold")
+        await until(lambda: held.running)
+
+        await awaited(second.link().invoke, call())
+        assert (second.link().load.outstanding, second.link().load.running) == (1, 1)
+        held.finish()
+        await asked
+
+
+@in_loop
+async def test_a_revision_that_both_deployed_outlives_its_retirement_by_one(
+    tmp_path: Path,
+) -> None:
+    async with shared(tmp_path) as (first, second, worker):
+        first.workers.activate(revision())
+        second.workers.activate(revision())
+        await awaited(first.link().invoke, call())
+
+        first.workers.retire("default/echo", "r1")
+        await first.link()._channel.call("logs", ["default/echo", 0, False])
+        assert (await awaited(second.link().invoke, call())).start is StartKind.WARM
+
+        second.workers.retire("default/echo", "r1")
+        await until(lambda: not worker.node.report().functions)
+
+
+@in_loop
+async def test_losing_one_controller_stops_its_invocations_and_no_others(tmp_path: Path) -> None:
+    held = Held()
+    async with shared(tmp_path, FakeSandboxes({"hold": held})) as (first, second, worker):
+        for controller in (first, second):
+            controller.workers.activate(revision("hold"))
+        lost, kept = first.ask(b"lost", "hold"), second.ask(b"kept", "hold")
+        await until(lambda: len(held.running) == 2)
+
+        await first.server.aclose()
+
+        assert isinstance(await outcome(lost), WorkerLost)
+        await until(lambda: held.cancelled == [b"lost"])
+        held.finish()
+        assert (await kept).body == b"done"
+        assert second.member()
+        await until(lambda: worker.uplinks[0]._channel is None)
+
+
+@in_loop
+async def test_files_come_from_the_controller_that_deployed_them(tmp_path: Path) -> None:
+    async with shared(tmp_path) as (first, second, _worker):
+        digests = [await one.store(text) for one, text in ((first, b"one"), (second, b"two"))]
+        for controller, identity, digest in zip(
+            (first, second), ("r1", "r2"), digests, strict=True
+        ):
+            wanted = replace(
+                revision(identity=identity), artifacts={"w": ArtifactRef(digest, "w.bin")}
+            )
+            await controller.link().prepare(wanted, lambda _stage, _detail: None)
+
+        for digest, text in zip(digests, (b"one", b"two"), strict=True):
+            assert (tmp_path / "n1" / "artifacts" / digest[:2] / digest).read_bytes() == text
+
+
+@in_loop
+async def test_a_worker_that_leaves_tells_all_before_it_waits_for_any(tmp_path: Path) -> None:
+    held = Held()
+    async with shared(tmp_path, FakeSandboxes({"hold": held})) as (first, second, worker):
+        first.workers.activate(revision("hold"))
+        asked = first.ask(b"1", "hold")
+        await until(lambda: held.running)
+
+        leaving = asyncio.ensure_future(worker.aclose())
+        for controller in (first, second):
+            await until(
+                lambda one=controller: one.workers.describe()[0]["status"] == "draining"  # type: ignore[misc]
+            )
+        assert not leaving.done()
+        held.finish()
+
+        assert (await asked).body == b"done"
+        await leaving
+        await until(lambda: not first.member() and not second.member())

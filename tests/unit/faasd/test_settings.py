@@ -155,3 +155,32 @@ def test_a_routing_policy_that_there_is_not_is_refused_with_the_names_of_those_t
     told = refusal(ControllerSettings, routing="fastest")
 
     assert all(name in told for name in ("routing", *ROUTERS))
+
+
+@pytest.mark.parametrize(
+    ("one", "several", "addresses"),
+    [
+        (None, None, ["127.0.0.1:8081"]),
+        ("a:1", None, ["a:1"]),
+        (None, "a:1", ["a:1"]),
+        ("a:1", "b:1, c:2,b:1,", ["b:1", "c:2"]),
+        ("a:1", " , ", ["a:1"]),
+    ],
+)
+def test_a_worker_has_one_controller_or_several(
+    monkeypatch: pytest.MonkeyPatch, one: str | None, several: str | None, addresses: list[str]
+) -> None:
+    for name, value in (("CONTROLLER", one), ("CONTROLLERS", several)):
+        if value is not None:
+            monkeypatch.setenv(f"FAASD_WORKER_{name}", value)
+
+    assert build(WorkerSettings).addresses == addresses
+
+
+def test_controllers_of_the_command_line_beat_those_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FAASD_WORKER_CONTROLLER", "a:1")
+    monkeypatch.setenv("FAASD_WORKER_CONTROLLERS", "b:1,c:1")
+
+    assert build(WorkerSettings, controllers="d:1,e:1").addresses == ["d:1", "e:1"]

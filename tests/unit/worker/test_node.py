@@ -920,3 +920,62 @@ async def until_answered(node: Node) -> None:
     [pending] = service._pending.values()
     while not pending.told:
         await asyncio.sleep(0)
+
+
+@in_loop
+async def test_a_revision_of_two_controllers_lives_until_both_have_retired_it(
+    tmp_path: Path,
+) -> None:
+    first, second = OnDisk(tmp_path / "artifacts"), OnDisk(tmp_path / "artifacts")
+    async with running(tmp_path) as node:
+        node.register(revision(), first)
+        node.register(revision(), second)
+        node.retire("default/echo", "r1", first)
+        node.retire("default/echo", "r1", first)
+
+        assert (await awaited(node.invoke, call())).body == b"x"
+        node.keep_only(set(), second)
+        with pytest.raises(FunctionNotFound):
+            await awaited(node.invoke, call())
+
+
+@in_loop
+async def test_the_highest_minimum_of_several_controllers_is_kept(tmp_path: Path) -> None:
+    first, second = OnDisk(tmp_path / "artifacts"), OnDisk(tmp_path / "artifacts")
+    async with running(tmp_path) as node:
+        node.register(revision(minimum=1), first)
+        node.register(revision(minimum=3), second)
+        await until(lambda: node.report().functions[0].idle == 3)
+
+        node.retire("default/echo", "r1", second)
+
+        [service] = node._services.values()
+        assert service.pool.min_instances == 1
+
+
+@in_loop
+async def test_what_one_controller_keeps_only_is_its_own(tmp_path: Path) -> None:
+    first, second = OnDisk(tmp_path / "artifacts"), OnDisk(tmp_path / "artifacts")
+    async with running(tmp_path) as node:
+        for identity, owner in (("r1", first), ("r2", first), ("r3", second)):
+            node.register(revision(identity=identity), owner)
+
+        node.keep_only({"default/echo@r1"}, first)
+
+        assert sorted(one.revision for one in node.report().functions) == ["r1", "r3"]
+
+
+@in_loop
+async def test_a_deploy_that_fails_takes_nothing_from_another_controller(tmp_path: Path) -> None:
+    first, second = OnDisk(tmp_path / "artifacts"), OnDisk(tmp_path / "artifacts")
+    sandboxes = GatedSandboxes()
+    async with running(tmp_path, sandboxes) as node:
+        node.register(revision(), first)
+        sandboxes.refusal = DeployFailed("It does not import.")
+        sandboxes.gate.set()
+        with pytest.raises(DeployFailed):
+            await node.prepare(revision(), owner=second)
+
+        assert [one.revision for one in node.report().functions] == ["r1"]
+        node.retire("default/echo", "r1", first)
+        assert node.report().functions == []

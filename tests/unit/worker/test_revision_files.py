@@ -1,14 +1,19 @@
 import asyncio
+import hashlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
+
 from faasd.blobs import BlobStore
+from faasd.errors import FaasdError, NotFound, Unavailable, WorkerLost
 from faasd.invocation import ArtifactRef, Revision
 from faasd.spec import FunctionSpec
 from tests.platform import pack
 from worker.files import RevisionFiles
 from worker.layers import Layers
+from worker.sandbox import Placed
 from worker.service import no_progress
 
 
@@ -37,7 +42,7 @@ async def _placed_revision(folder: Path) -> tuple[RevisionFiles, Revision]:
     )
     sha256 = await blobs.put(_chunks(archive), sha256=None, max_mb=1)
     layers = Layers(folder / "worker" / "layers", timeout_s=1)
-    files = RevisionFiles(folder / "worker", Source(blobs), layers)
+    files = RevisionFiles(folder / "worker", lambda _key: [Source(blobs)], layers)
     files.open()
     weights = await blobs.put(_chunks(b"weights"), sha256=None, max_mb=1)
     spec = FunctionSpec(name="fn")
@@ -86,3 +91,55 @@ def test_users_of_sandboxes_can_read_all_of_a_revision_and_write_nothing(tmp_pat
         compiled: 0o644,
         "model.bin": 0o444,
     }
+
+
+class Remote:
+    """A controller elsewhere: what it has not, or is not there to give, another may have."""
+
+    def __init__(self, files: dict[str, bytes] | FaasdError) -> None:
+        self.files = files
+        self.asked: list[str] = []
+
+    def local(self, sha256: str) -> Path | None:
+        return None
+
+    async def read(self, sha256: str) -> AsyncIterator[bytes]:
+        self.asked.append(sha256)
+        if isinstance(self.files, FaasdError):
+            raise self.files
+        yield self.files[sha256][:3]
+        yield self.files[sha256][3:]
+
+
+async def _placed_from(folder: Path, *sources: Remote) -> Placed:
+    revision = Revision("default/fn", "r1", FunctionSpec(name="fn"), SHA256, {})
+    layers = Layers(folder / "layers", timeout_s=1)
+    files = RevisionFiles(folder, lambda key: sources if key == revision.key else (), layers)
+    files.open()
+    return await files.place(revision, no_progress)
+
+
+ARCHIVE = pack({"handler.py": "def handle(event, context): return 1"})
+SHA256 = hashlib.sha256(ARCHIVE).hexdigest()
+
+
+@pytest.mark.parametrize("fault", [WorkerLost("It is gone."), NotFound("There is none.")])
+def test_a_file_is_read_from_the_first_controller_that_gives_it(
+    tmp_path: Path, fault: FaasdError
+) -> None:
+    absent, present, unasked = Remote(fault), Remote({SHA256: ARCHIVE}), Remote(fault)
+
+    placed = asyncio.run(_placed_from(tmp_path, absent, present, unasked))
+
+    assert (Path(placed.code) / "handler.py").exists()
+    assert (absent.asked, present.asked, unasked.asked) == ([SHA256], [SHA256], [])
+
+
+def test_a_file_that_no_controller_gives_fails_with_what_the_last_said(tmp_path: Path) -> None:
+    with pytest.raises(WorkerLost):
+        asyncio.run(_placed_from(tmp_path, Remote(NotFound("None.")), Remote(WorkerLost("Gone."))))
+
+
+def test_a_revision_that_nobody_wants_any_more_is_not_fetched(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="retired"):
+        asyncio.run(_placed_from(tmp_path))
