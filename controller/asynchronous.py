@@ -19,6 +19,7 @@ from faasd import clock
 from faasd.errors import Conflict, FaasdError, IdempotencyMismatch, InternalError, NotFound
 from faasd.invocation import Invocation, Reply
 from faasd.policies.retry import next_attempt_s
+from faasd.spool import whole
 from faasd.telemetry import get_logger
 
 log = get_logger("controller.asynchronous")
@@ -75,7 +76,7 @@ class AsyncInvocations:
             status="queued",
             content_type=invocation.content_type,
             headers=invocation.headers,
-            body=invocation.body,
+            body=whole(invocation.body),
             created_at=now,
             next_attempt_at=now,
         )
@@ -101,7 +102,10 @@ class AsyncInvocations:
                 return await self.submit(keyed), False
             except Conflict:
                 known = await self.get(keyed.id, invocation.function.partition("/")[0])
-        if (known.content_type, known.body) != (invocation.content_type, invocation.body):
+        if (known.content_type, known.body) != (
+            invocation.content_type,
+            whole(invocation.body),
+        ):
             raise IdempotencyMismatch(
                 "This Idempotency-Key was used for a request with another body."
             )

@@ -79,7 +79,12 @@ class RemoteLink:
 
     def invoke(self, invocation: Invocation, receiver: Receiver) -> Started:
         call = _Invocation(self, receiver)
-        self._channel.begin(call, "invoke", _plain(invocation), body=invocation.body)
+        body = invocation.body
+        if isinstance(body, bytes):
+            self._channel.begin(call, "invoke", _plain(invocation), body=body)
+        else:
+            # Piece by piece, no faster than the worker takes it.
+            self._channel.begin(call, "invoke", _plain(invocation), body=b"", items=body.chunks())
         return call
 
     async def logs(self, function: str, *, tail: int, follow: bool) -> AsyncIterator[LogLine]:
@@ -100,9 +105,11 @@ class _Invocation(Call):
         self._receiver = receiver
 
     def replied(self, payload: Any, items: AsyncIterator[Any] | None) -> None:
-        status, content_type, headers, start, timings, load, body = payload
+        status, content_type, headers, start, timings, load, length, body = payload
         if type(status) is not int or type(headers) is not dict or type(body) is not bytes:
             raise TypeError("a reply has a status, headers and a body")
+        if length is not None and type(length) is not int:
+            raise TypeError("a length is a number")
         reply = Reply(
             status,
             content_type,
@@ -112,6 +119,7 @@ class _Invocation(Call):
             self._link.worker_id,
             body,
             items,
+            length=length,
         )
         self._link.heard_load(load)
         try:

@@ -23,6 +23,7 @@ from faasd.invocation import (
     StartKind,
     Timings,
 )
+from faasd.spool import pieces
 from faasd.streams import Closable, close
 from faasd.telemetry import Metrics, get_logger
 
@@ -278,7 +279,9 @@ def _note_failure(invocation: Invocation, error: FaasdError) -> None:
 
 def _fingerprint(invocation: Invocation) -> str:
     digest = hashlib.sha256(invocation.content_type.encode())
-    digest.update(b"\0" + invocation.body)
+    digest.update(b"\0")
+    for piece in pieces(invocation.body):
+        digest.update(piece)
     return digest.hexdigest()
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from faasd.errors import FaasdError
 from faasd.spec import FunctionSpec, validate_spec
+from faasd.spool import Body
 
 PHASES = ("queue", "sandbox", "libs", "load", "exec")
 
@@ -66,7 +67,7 @@ class Invocation:
     id: str
     function: str
     revision: str
-    body: bytes
+    body: Body
     content_type: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     remaining_s: float | None = None
@@ -80,7 +81,10 @@ class Invocation:
 
 @dataclass(slots=True)
 class Reply:
-    """What came of an invocation: a whole body, or chunks as the function yields them."""
+    """What came of an invocation: a whole body, or chunks as the function yields them.
+
+    A large body comes in chunks too, and `length` is then its size.
+    """
 
     status: int
     content_type: str
@@ -91,6 +95,7 @@ class Reply:
     body: bytes = b""
     chunks: AsyncIterator[bytes] | None = None
     revision: str = ""
+    length: int | None = None
 
 
 class Receiver(Protocol):

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from faasd.errors import FaasdError
 from faasd.invocation import Invocation, Receiver, Reply, StartKind, Timings
+from faasd.spool import Body, Spool
 from worker.sandbox import Exit, Instance, Span
 
 _WINDOW_BYTES = 1 << 20
@@ -187,14 +188,14 @@ class Running:
         content_type: str,
         headers: dict[str, str],
         exec_ms: float,
-        body: bytes,
+        body: Body,
     ) -> None:
         pending = self.calls.get(call)
         if pending is None:
             return
         # The call stays ours until its reply is made: a forged one raises here, which ends the
         # instance and answers the call with that.
-        if not isinstance(body, bytes):
+        if not isinstance(body, bytes | Spool):
             raise TypeError("a body is bytes")
         reply = Reply(
             int(status),
@@ -203,8 +204,11 @@ class Running:
             pending.kind,
             self.owner.timings(pending, float(exec_ms)),
             self.owner.worker_id,
-            body,
         )
+        if isinstance(body, bytes):
+            reply.body = body
+        else:
+            reply.chunks, reply.length = body.chunks(), len(body)
         del self.calls[call]
         took_s = None if self.printed else exec_ms / 1000
         self.printed = False

@@ -18,6 +18,7 @@ import msgpack
 
 from faasd.errors import FaasdError
 from faasd.framing import packed
+from faasd.spool import Body, Spool, whole
 from worker.control import describe_status
 from worker.output import OutputPipe
 from worker.sandbox import Call, Exit, InstanceEvents
@@ -37,6 +38,8 @@ _GO = packed(["go"])
 # Frames are joined into one write up to this size, and read so many times before others get a turn.
 _SMALL = 65_536
 _MOST_SPARE = 16 << 20
+# A larger body of a reply is not read here: it is passed on piece by piece.
+_LARGEST_WHOLE = 1 << 20
 _SPARE_S = 5.0
 _READS_AT_ONCE = 4
 
@@ -122,7 +125,7 @@ class InstanceLink:
         if not self._tags and any(len(body) >= LARGE for _call, _meta, body in calls):
             self._call_beside(calls)
         else:
-            self._send(packed(["call", calls]))
+            self._send(packed(["call", [(call, meta, whole(body)) for call, meta, body in calls]]))
         for call, meta, _body in calls:
             request = meta.get("request_id", "")
             if self._tags:
@@ -154,11 +157,14 @@ class InstanceLink:
                 fds.append(self._file_of(call, body))
                 slim.append((call, meta, len(body)))
             else:
-                slim.append((call, meta, body))
+                slim.append((call, meta, whole(body)))
         self._send(packed(["call", slim]), fds)
 
-    def _file_of(self, call: int, body: bytes) -> int:
+    def _file_of(self, call: int, body: Body) -> int:
         """A file in memory that holds the body of a call; it is kept until the call is over."""
+        if isinstance(body, Spool):
+            fd = self._files[call] = os.dup(body.fd)
+            return fd
         if self._spare:
             fd, _ = self._spare.pop()
         else:
@@ -424,9 +430,11 @@ class InstanceLink:
         else:
             raise ValueError(f"unknown frame {kind!r}")
 
-    def _of_call(self, call: int, size: int) -> bytes:
+    def _of_call(self, call: int, size: int) -> Body:
         """The body of a reply in the file of its call. Raises ValueError when it is not there."""
         self._check_size(size)
+        if size > _LARGEST_WHOLE:
+            return Spool(self._files.pop(call), size)
         body = os.pread(self._files[call], size, 0)
         if len(body) != size:
             raise ValueError("the body is shorter than it was said to be")
@@ -436,7 +444,7 @@ class InstanceLink:
         if not 0 <= size <= self._largest:
             raise ValueError("body too large")
 
-    def _beside(self, size: int) -> bytes:
+    def _beside(self, size: int) -> Body:
         """The body beside a frame. Raises ValueError unless it is what it is said to be."""
         self._check_size(size)
         fd = self._received.popleft()
@@ -444,6 +452,8 @@ class InstanceLink:
             # A file in memory that can neither shrink nor block; what else was sent is refused.
             if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
                 raise ValueError("the body is not sealed")
+            if size > _LARGEST_WHOLE:
+                return Spool(os.dup(fd), size)
             body = os.pread(fd, size, 0)
         except OSError:
             raise ValueError("the body is no file in memory") from None

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 from faasd.errors import FaasdError
 from faasd.invocation import Revision, RuntimeReport, StartKind
 from faasd.spec import FunctionSpec
+from faasd.spool import Body
 from worker.gpus.ledger import GpuLedger
 
-Call = tuple[int, dict[str, Any], bytes]
+Call = tuple[int, dict[str, Any], Body]
 Output = Callable[[str, str, str, str], None]
 Progress = Callable[[str, str], None]
 
@@ -64,7 +65,7 @@ class InstanceEvents(Protocol):
         content_type: str,
         headers: dict[str, str],
         exec_ms: float,
-        body: bytes,
+        body: Body,
     ) -> None: ...
 
     def on_start(

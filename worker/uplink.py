@@ -14,10 +14,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
-from faasd.errors import BadRequest, FaasdError, Unauthorized, WorkerLost
+from faasd.errors import BadRequest, FaasdError, InternalError, Unauthorized, WorkerLost
 from faasd.framing import Connection
 from faasd.greeting import greet_controller
 from faasd.invocation import Invocation, Load, LogLine, Reply, Revision, Started
+from faasd.spool import Spool
 from faasd.telemetry import get_logger
 from faasd.wire import Answer, Channel, Request
 from worker.node import Node
@@ -68,6 +69,7 @@ class _Answering:
                 reply.start,
                 reply.timings.as_list(),
                 _plain_load(self._load),
+                reply.length,
             ],
             body=reply.body,
             items=reply.chunks,
@@ -75,6 +77,39 @@ class _Answering:
 
     def failed(self, error: FaasdError) -> None:
         self._request.fail(error, _plain_load(self._load))
+
+
+class _Arriving:
+    """An invocation whose body comes piece by piece; it begins once all of it is here."""
+
+    def __init__(
+        self, node: Node, invocation: Invocation, pieces: AsyncIterator[Any], receiver: _Answering
+    ) -> None:
+        self._node = node
+        self._invocation = invocation
+        self._receiver = receiver
+        self._started: Started | None = None
+        self._task = asyncio.get_running_loop().create_task(self._take(pieces))
+
+    def cancel(self) -> None:
+        self._task.cancel()
+        if self._started is not None:
+            self._started.cancel()
+
+    async def _take(self, pieces: AsyncIterator[Any]) -> None:
+        begun = asyncio.get_running_loop().time()
+        body = self._invocation.body = Spool()
+        try:
+            async for piece in pieces:
+                body.write(piece)
+            if self._invocation.remaining_s is not None:
+                self._invocation.remaining_s -= asyncio.get_running_loop().time() - begun
+            self._started = self._node.invoke(self._invocation, self._receiver)
+        except FaasdError as error:
+            self._receiver.failed(error)
+        except Exception:  # the boundary of an invocation: others share the connection
+            log.exception("invocation.body_failed", request_id=self._invocation.id)
+            self._receiver.failed(InternalError("The body did not arrive."))
 
 
 class Uplink:
@@ -186,6 +221,8 @@ class Uplink:
         answering = _Answering(request, self._node.load)
         try:
             invocation = Invocation(identity, function, revision, body, *rest)
+            if request.items is not None:
+                return _Arriving(self._node, invocation, request.items, answering)
             return self._node.invoke(invocation, answering)
         except FaasdError as error:
             answering.failed(error)

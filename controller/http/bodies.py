@@ -11,6 +11,7 @@ from aiohttp import web
 
 from faasd.errors import BadRequest, BodyTooLarge
 from faasd.spec import FunctionSpec
+from faasd.spool import Body, Spool
 
 _CHUNK = 1 << 18
 _SMALL = 1 << 20
@@ -44,6 +45,26 @@ async def read_body(request: web.Request, limit: int) -> bytes:
         if len(body) > limit:
             raise _too_large(limit)
     return bytes(body)
+
+
+async def take_body(request: web.Request, limit: int) -> Body:
+    """As `read_body`; a large body is put into a file in memory as it comes."""
+    if not request.body_exists or 0 < (request.content_length or 0) <= _SMALL:
+        return await read_body(request, limit)
+    if (request.content_length or 0) > limit:
+        raise _too_large(limit)
+    begun, spool = bytearray(), None
+    async for chunk in request.content.iter_any():
+        if spool is None and len(begun) + len(chunk) > _SMALL:
+            spool = Spool()
+            spool.write(begun)
+        if spool is None:
+            begun += chunk
+        else:
+            spool.write(chunk)
+        if max(len(begun), len(spool or b"")) > limit:
+            raise _too_large(limit)
+    return bytes(begun) if spool is None else spool
 
 
 async def read_json(request: web.Request) -> dict[str, Any]:

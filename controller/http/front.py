@@ -352,15 +352,21 @@ class Front(asyncio.Protocol):
         begun = False
         try:
             headers = reply_headers(reply, self._request_id)
-            headers["Transfer-Encoding"] = "chunked"
+            if reply.length is None:
+                headers["Transfer-Encoding"] = "chunked"
+            else:
+                headers["Content-Length"] = str(reply.length)
             if reply.content_type == EVENTS:
                 headers["Cache-Control"] = "no-cache"
             await self._write(self._start(reply.status, headers))
             begun = True
             async for chunk in chunks:
-                if chunk:
+                if reply.length is not None:
+                    await self._write(chunk)
+                elif chunk:
                     await self._write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
-            self._transport.write(b"0\r\n\r\n")
+            if reply.length is None:
+                self._transport.write(b"0\r\n\r\n")
         except FaasdError as error:
             if begun:
                 self._break_off(reply, error)

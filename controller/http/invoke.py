@@ -11,7 +11,7 @@ from urllib.parse import quote
 from aiohttp import HttpVersion11, web
 
 from controller.http.app import CALLER, PARTS, REQUEST_ID
-from controller.http.bodies import check_size, read_body
+from controller.http.bodies import check_size, take_body
 from controller.http.head import EVENTS, NOT_PASSED_ON
 from controller.http.parameters import (
     full_name,
@@ -49,7 +49,7 @@ async def invoke(request: web.Request) -> web.StreamResponse:
     revision = parts.registry.get(function).active
     check_size(revision.spec, request.content_length or 0)
     remaining = _deadline(request)
-    body = await read_body(request, revision.spec.max_body_bytes)
+    body = await take_body(request, revision.spec.max_body_bytes)
     if remaining is not None:
         remaining -= clock.monotonic() - arrived
     invocation = Invocation(
@@ -146,7 +146,9 @@ async def _stream(
     chunks = reply.chunks
     assert chunks is not None
     try:
-        if request.version >= HttpVersion11:
+        if reply.length is not None:
+            response.content_length = reply.length
+        elif request.version >= HttpVersion11:
             response.enable_chunked_encoding()
         if reply.content_type == EVENTS:
             response.headers["Cache-Control"] = "no-cache"

@@ -22,6 +22,7 @@ from faasd.invocation import Revision, RuntimeReport, StartKind
 from faasd.policies.placement import Refusal
 from faasd.settings import WorkerSettings
 from faasd.spec import FunctionSpec
+from faasd.spool import whole
 from worker.gpus.ledger import GpuLedger, needs_gpu
 from worker.layers import InterpreterBuilder
 from worker.sandbox import Call, Exit, Instance, InstanceEvents, Opened, Output, Placed, Span
@@ -197,7 +198,7 @@ class FakeInstance:
 
     def call(self, calls: Sequence[Call]) -> None:
         for call, _meta, body in calls:
-            task = asyncio.get_running_loop().create_task(self._serve(call, body))
+            task = asyncio.get_running_loop().create_task(self._serve(call, whole(body)))
             self._calls[call] = task
             task.add_done_callback(functools.partial(self._served, call))
 

@@ -683,7 +683,7 @@ async def test_reports_say_what_the_worker_has_in_hand(tmp_path: Path) -> None:
         await until(lambda: controller.link().load == Load(6, 1, 1))
 
 
-HEAD: list[Any] = [200, "text/plain", {}, "warm", [0.0, 0.0, 0.0, 0.0, 0.0], [1, 0, 0]]
+HEAD: list[Any] = [200, "text/plain", {}, "warm", [0.0, 0.0, 0.0, 0.0, 0.0], [1, 0, 0], None]
 REPLIES: dict[str, Any] = {
     "none": None,
     "too little": HEAD,

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from faasd.spool import Body
 from functions.runtime import frames
 from functions.runtime.frames import Closed, FrameStream, pack
 from worker.control import describe_status
@@ -50,7 +51,7 @@ class Seen:
         content_type: str,
         headers: dict[str, str],
         exec_ms: float,
-        body: bytes,
+        body: Body,
     ) -> None:
         self.events.append(("result", call, status, content_type, headers, exec_ms, body))
 

@@ -906,6 +906,8 @@ async def empty_image(name: str) -> AsyncIterator[Engine]:
 async def test_an_engine_without_a_gpu_driver_says_so_and_leaves_no_container() -> None:
     if shutil.which("nvidia-container-runtime-hook"):
         pytest.skip("this machine's engine gives GPUs to containers")
+    if not Path("/var/run/docker.sock").exists():
+        pytest.skip("no Docker engine listens here")
     name = f"faasd-test-gpus-{uuid.uuid4().hex[:12]}"
     wanted = granted(ledger(gpu("gpu0")).acquire("i", ONE)).device_requests
     async with empty_image(f"{name}:latest") as engine:

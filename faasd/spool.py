@@ -1,0 +1,72 @@
+"""Large bodies: in a file in memory while they travel, so that no process holds them whole.
+
+A descriptor passes between processes of one machine without its bytes; between machines they go
+piece by piece.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Iterator
+
+PIECE = 1 << 18
+
+
+class Spool:
+    """A body in a file in memory, which lasts as long as this object. Owned by the event loop."""
+
+    __slots__ = ("_size", "fd")
+
+    def __init__(self, fd: int | None = None, size: int = 0) -> None:
+        """Empty, or the first `size` bytes of a file whose descriptor is this object's from here."""
+        self.fd = os.memfd_create("faasd-body", os.MFD_CLOEXEC) if fd is None else fd
+        self._size = size
+
+    def __repr__(self) -> str:
+        return f"<Spool of {self._size} bytes>"
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError, OSError):
+            os.close(self.fd)
+
+    def write(self, piece: bytes | bytearray) -> None:
+        """Add to its end."""
+        view = memoryview(piece)
+        while view:
+            written = os.pwrite(self.fd, view, self._size)
+            self._size += written
+            view = view[written:]
+
+    def pieces(self) -> Iterator[bytes]:
+        """All of it, in pieces of PIECE bytes at most. Raises ValueError if it was cut short."""
+        at = 0
+        while at < self._size:
+            piece = os.pread(self.fd, min(PIECE, self._size - at), at)
+            if not piece:
+                raise ValueError("a body was cut short")
+            at += len(piece)
+            yield piece
+
+    def whole(self) -> bytes:
+        return b"".join(self.pieces())
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """As `pieces`, for who reads asynchronously."""
+        for piece in self.pieces():
+            yield piece
+
+
+Body = bytes | Spool
+
+
+def whole(body: Body) -> bytes:
+    return body if isinstance(body, bytes) else body.whole()
+
+
+def pieces(body: Body) -> Iterator[bytes]:
+    """All of a body, in pieces."""
+    return iter((body,)) if isinstance(body, bytes) else body.pieces()
