@@ -111,7 +111,11 @@ class Wire:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         if source is not None:
             connection.bind((source, 0))
-        connection.connect((address.hostname, address.port))
+        try:
+            connection.connect((address.hostname, address.port))
+        except OSError:
+            connection.close()
+            raise
         return cls(connection, patience_s)
 
     def __enter__(self) -> Self:

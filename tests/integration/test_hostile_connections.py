@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import resource
+import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -484,3 +485,52 @@ def test_a_server_takes_as_many_descriptors_as_it_may(tmp_path: Path) -> None:
             assert resource.prlimit(platform.process.pid, resource.RLIMIT_NOFILE)[0] > 1024
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_server_that_is_told_to_end_does_so_whatever_stands_in_its_connections(
+    tmp_path: Path,
+) -> None:
+    grace = {"FAASD_SHUTDOWN_GRACE_S": "1", "FAASD_WORKER_SHUTDOWN_GRACE_S": "1"}
+    with Platform(tmp_path, env=grace) as platform, contextlib.ExitStack() as opened:
+        for name, code in {"echo": ECHO, "large": LARGE}.items():
+            platform.must_deploy(name, code, limits={"max_instances": 1})
+        wires = {}
+        for name, one in STALLED.items():
+            wires[name] = opened.enter_context(Wire.to(platform.url, receive_buffer=4096))
+            wires[name].send(one.first)
+        platform.post("/invoke/echo", b"hi")
+
+        platform.stop()
+
+        reader = wires.pop("a reply that is not read")
+        assert all(wire.ended() for wire in wires.values())
+        assert not _is_whole(reader)
+
+
+def test_a_server_that_is_told_to_end_answers_what_runs_and_takes_no_more(
+    tmp_path: Path,
+) -> None:
+    with Platform(tmp_path) as platform:
+        platform.must_deploy("gated", GATED, limits={"max_instances": 1})
+        assert platform.process is not None
+        with Wire.to(platform.url) as wire, Wire.to(platform.url) as idle:
+            idle.send(get("/healthz"))
+            assert idle.reply().status == 200
+            wire.send(gated(tmp_path))
+            assert eventually((tmp_path / "started").exists)
+            platform.process.send_signal(signal.SIGTERM)
+            assert eventually(lambda: _refuses(platform))
+            (tmp_path / "go").touch()
+            (served,) = wire.replies_to_the_end()
+
+            assert (served.status, served.body) == (200, b"served")
+            assert idle.rest() == b""
+        platform.process.wait(30)
+
+
+def _refuses(platform: Platform) -> bool:
+    try:
+        with Wire.to(platform.url):
+            return False
+    except ConnectionError:
+        return True

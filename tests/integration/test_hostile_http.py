@@ -494,9 +494,13 @@ def test_an_upgrade_that_we_do_not_speak_is_a_plain_request(
 ) -> None:
     raw = post("echo", body, *_OTHER_PROTOCOL)
 
-    for pieces in ([raw, LAST], [raw[:-1], raw[-1:], LAST], [FIRST + raw, LAST]):
-        replies = answers(platform, witness, *pieces)
-        assert [reply.event for reply in replies[-2:]] == [body.decode() or None, "last"]
+    for pieces in ([raw], [raw[:60], raw[60:]], [raw[:-1], raw[-1:]]):
+        with Wire.to(platform.url) as wire:
+            for _ in range(2):
+                witness.deliver(wire, pieces)
+                assert wire.reply().event == (body.decode() or None)
+            wire.send(LAST)
+            assert [reply.event for reply in wire.replies_to_the_end()] == ["last"]
 
 
 @pytest.mark.xfail(
@@ -792,9 +796,14 @@ def test_a_connection_ends_when_it_is_told_to(
 ) -> None:
     raw = post("echo", b"hi", *lines)
 
-    for pieces in ([raw], [raw[:70], raw[70:]], [FIRST, raw, SMUGGLED]):
-        *_, reply = answers(platform, witness, *pieces)
-        assert (reply.event, reply.headers["connection"]) == ("hi", "close")
+    for before in ([], [FIRST], [make("GET /healthz", b"")]):
+        for pieces in ([raw], [raw[:70], raw[70:]], [raw, SMUGGLED]):
+            with Wire.to(platform.url) as wire:
+                wire.send(b"".join(before))
+                wire.replies(len(before))
+                witness.deliver(wire, pieces)
+                (reply,) = wire.replies_to_the_end()
+            assert (reply.event, reply.headers["connection"]) == ("hi", "close")
 
 
 @pytest.mark.parametrize("host", [HOST, b""], ids=["with a host", "without"])
@@ -917,3 +926,51 @@ def test_a_giant_chunk_is_refused_once_more_has_come_than_is_accepted(
 
         assert (refused.status, refused.json()["code"]) == (413, "body_too_large")
         assert wire.rest() == b""
+
+
+def test_a_key_counts_for_its_own_request_alone(tmp_path: Path) -> None:
+    with Platform(tmp_path) as guarded:
+        admin = guarded.post("/v1/keys", {"name": "first", "role": "admin"}).json()["key"]
+        guarded.key = admin
+        guarded.must_deploy("echo", ECHO, limits={"max_instances": 1})
+        there = {"name": "there", "role": "invoke", "namespace": "there"}
+        keys = {
+            name: guarded.post("/v1/keys", wanted).json()
+            for name, wanted in {
+                "here": {"name": "here"},
+                "there": there,
+                "removed": {"name": "gone"},
+            }.items()
+        }
+        here, away, gone = (b"Bearer " + one["key"].encode() for one in keys.values())
+        with Wire.to(guarded.url) as wire:
+            wire.send(post("echo", b"hi", b"Authorization: " + gone))
+            assert wire.reply().status == 200
+        assert guarded.request("DELETE", f"/v1/keys/{keys['removed']['id']}").status == 204
+
+        cases: list[tuple[tuple[bytes, ...], int]] = [
+            ((b"Authorization: " + here,), 200),
+            ((), 401),
+            ((b"Authorization: " + away,), 404),
+            ((b"Authorization: " + gone,), 401),
+            ((b"authorization:" + here.replace(b"Bearer", b"bEARER") + b" ",), 200),
+            ((b"Authorization: " + here[:-1],), 401),
+            ((b"Authorization: " + here.replace(b"Bearer", b"Basic"),), 401),
+            ((b"Authorization: Bearer",), 401),
+            ((b"Authorization:",), 401),
+            ((b"X-Authorization: " + here,), 401),
+            ((b"Authorization: " + here, b"Faasd-Namespace: there"), 403),
+            ((b"Authorization: " + away, b"Faasd-Namespace: default"), 403),
+            ((b"Authorization: Bearer " + admin.encode(), b"Faasd-Namespace: there"), 404),
+            ((b"Authorization: " + here, b"Faasd-Namespace: default"), 200),
+            ((), 401),
+        ]
+        raws = [post("echo", b"hi", *lines) for lines, _ in cases]
+        wanted = [status for _, status in cases]
+        with Witness(guarded.url) as witness:
+            halves = [half for raw in raws for half in (raw[:60], raw[60:])]
+            for pieces in ([b"".join(raws)], raws, halves, [b"".join(reversed(raws))]):
+                with Wire.to(guarded.url) as wire:
+                    witness.deliver(wire, pieces)
+                    found = [reply.status for reply in wire.replies(len(cases))]
+                assert found in (wanted, wanted[::-1])

@@ -315,13 +315,18 @@ _CLOSING = {
 
 @pytest.mark.parametrize("closing", _CLOSING.values(), ids=_CLOSING)
 def test_nothing_behind_a_request_that_ends_the_connection_is_served(
-    platform: Platform, witness: Witness, closing: bytes
+    platform: Platform, witness: Witness, tmp_path: Path, closing: bytes
 ) -> None:
     with Wire.to(platform.url) as wire:
-        witness.deliver(wire, [_SMALL + _SMALL + closing, _SMALL])
-        events = [reply.event for reply in wire.replies_to_the_end()]
+        wire.send(gated(tmp_path) + _SMALL + closing)
+        assert eventually((tmp_path / "started").exists)
+        witness.deliver(wire, [_SMALL])
+        (tmp_path / "go").touch()
+        served, *others = wire.replies_to_the_end()
 
-    assert events == ["body", "body", "close"]
+    assert (served.status, served.body) == (200, b"served")
+    assert [reply.status for reply in others] == [200, 200]
+    assert [reply.event for reply in others] == ["body", "close"]
 
 
 @pytest.mark.xfail(
