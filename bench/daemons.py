@@ -109,7 +109,8 @@ def deploy(url: str, folder: Path, name: str, **settings: object) -> None:
         command += ["--set", f"{key.replace('__', '.')}={json.dumps(value)}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode != 0:
-        raise DidNotStart(done.stderr.strip())
+        # Before the error stand the steps that went well.
+        raise DidNotStart(done.stderr.rpartition("Error: ")[2].strip())
 
 
 def post(url: str, body: bytes, content_type: str) -> tuple[int, bytes]:
