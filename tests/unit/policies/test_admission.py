@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faasd.policies.queueing.places import Admit, Displace, Refuse
@@ -119,6 +119,7 @@ def test_asking_changes_nothing() -> None:
     assert [queue.pop(0.0) for _ in range(5)] == [0, 1, 2, 3, None]
 
 
+@settings(deadline=None)
 @given(
     calls=pushes,
     pops=st.integers(0, 30),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import FunctionType, ModuleType
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faasd.policies.queueing.call import Call
@@ -140,6 +140,7 @@ def test_a_call_that_was_handed_out_is_not_queued_any_more() -> None:
     assert not queue.remove(1)
 
 
+@settings(deadline=None)
 @given(returned=st.permutations([0, 1, 2]), other=st.sampled_from(["", "other"]))
 def test_calls_that_did_not_start_go_where_they_were(returned: list[int], other: str) -> None:
     queue = CallQueue()
@@ -211,6 +212,7 @@ def test_one_call_in_so_many_comes_from_a_lower_priority() -> None:
     assert drain(queue) == [0, 1, 2, 100, 3, 4, 5, 101, 6, 7, 8]
 
 
+@settings(deadline=None)
 @given(
     turns=st.integers(2, 8),
     lower=st.sets(st.integers(-10, 9), min_size=1, max_size=6),
@@ -250,6 +252,16 @@ def test_an_slo_that_is_no_time_to_wait_is_refused(slo_s: float) -> None:
         CallQueue().push(1, 0.0, slo_s=slo_s)
     with pytest.raises(ValueError, match="SLO"):
         CallQueue(default_slo_s=slo_s)
+
+
+@pytest.mark.parametrize("before", [None, 1.0])
+def test_a_deadline_that_is_no_number_is_refused(before: float | None) -> None:
+    queue = CallQueue()
+    queue.push(1, 0.0, deadline=before)
+
+    with pytest.raises(ValueError, match="deadline"):
+        queue.push(2, 0.0, deadline=float("nan"))
+    assert drain(queue) == [1]
 
 
 def test_a_guard_that_leaves_nothing_to_the_highest_priority_is_refused() -> None:
@@ -349,6 +361,7 @@ def test_a_call_without_deadline_is_never_dropped() -> None:
     assert queue.expired(1e9, exec_s=1e9) == []
 
 
+@settings(deadline=None)
 @given(
     deadlines=st.lists(st.floats(0, 100), max_size=8),
     now=st.floats(0, 100),
@@ -398,6 +411,16 @@ def test_what_a_tenant_gets_follows_its_weight() -> None:
     order = serve(queue, 40, lambda _: 0.5)
 
     assert sum(call % 2 for call in order) == pytest.approx(30, abs=1)
+
+
+def test_weights_are_read_when_a_tenant_comes_to_have_calls() -> None:
+    weights: dict[str, float] = {}
+    queue = CallQueue(weights=weights)
+    weights["gold"] = 3.0
+    for call in range(80):
+        queue.push(call, 0.0, tenant="gold" if call % 2 else "basic")
+
+    assert sum(call % 2 for call in serve(queue, 40, lambda _: 0.5)) == pytest.approx(30, abs=1)
 
 
 def test_calls_under_way_count_by_what_such_calls_took_before() -> None:
@@ -450,6 +473,7 @@ def test_a_call_that_did_not_start_costs_its_tenant_nothing() -> None:
     assert [queue.pop(0.0), queue.pop(0.0)] in ([2, 3], [3, 2])
 
 
+@settings(deadline=None)
 @given(
     slots=st.integers(1, 4),
     weights=st.tuples(st.sampled_from([0.5, 1.0, 4.0]), st.sampled_from([0.5, 1.0, 4.0])),
