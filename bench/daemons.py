@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import json
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from bench.measure import ROOT
 from bench.processes import Tree
 
 PATIENCE_S = 120.0
+ANSWER_S = 30.0
 FAASD = (sys.executable, "-m", "faasd")
 
 
@@ -72,6 +74,11 @@ def cluster(folder: Path, *, workers: int = 1, **env: str) -> Iterator[Server]:
         yield server
 
 
+def leave_on_sigterm() -> None:
+    """A benchmark that is told to end, ends its servers first; Ctrl-C does so anyway."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+
+
 @contextlib.contextmanager
 def ended(tree: Tree) -> Iterator[None]:
     try:
@@ -102,29 +109,25 @@ def deploy(url: str, folder: Path, name: str, **settings: object) -> None:
         command += ["--set", f"{key.replace('__', '.')}={json.dumps(value)}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode != 0:
-        raise DidNotStart(done.stderr.strip())
+        # Before the error stand the steps that went well.
+        raise DidNotStart(done.stderr.rpartition("Error: ")[2].strip())
 
 
-def post(url: str, body: bytes, content_type: str, timeout_s: float = 30.0) -> tuple[int, bytes]:
+def post(url: str, body: bytes, content_type: str) -> tuple[int, bytes]:
     """Status and body of one POST; status 0 where no answer came."""
-    host = urlsplit(url)
-    connection = http.client.HTTPConnection(host.hostname or "", host.port, timeout=timeout_s)
-    try:
-        connection.request("POST", host.path or "/", body, {"Content-Type": content_type})
-        reply = connection.getresponse()
-        return reply.status, reply.read()
-    except (OSError, http.client.HTTPException):
-        return 0, b""
-    finally:
-        connection.close()
+    return _ask("POST", url, body, {"Content-Type": content_type})
 
 
-def get(url: str, path: str) -> tuple[int, bytes]:
+def get(url: str) -> tuple[int, bytes]:
     """Status and body of one GET; status 0 where no answer came."""
-    host = urlsplit(url)
-    connection = http.client.HTTPConnection(host.hostname or "", host.port, timeout=30)
+    return _ask("GET", url, None, {})
+
+
+def _ask(method: str, url: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
+    address = urlsplit(url)
+    connection = http.client.HTTPConnection(address.netloc, timeout=ANSWER_S)
     try:
-        connection.request("GET", path)
+        connection.request(method, address.path, body, headers)
         reply = connection.getresponse()
         return reply.status, reply.read()
     except (OSError, http.client.HTTPException):
@@ -134,12 +137,12 @@ def get(url: str, path: str) -> tuple[int, bytes]:
 
 
 def _lacks(url: str, path: str) -> str:
-    status, _ = get(url, path)
+    status, _ = get(url + path)
     return "" if status == 200 else f"{path} answered {status or 'nothing'}"
 
 
 def _lacks_workers(url: str, wanted: int) -> str:
-    status, body = get(url, "/v1/workers")
+    status, body = get(f"{url}/v1/workers")
     workers = json.loads(body)["workers"] if status == 200 else []
     joined = sum(one["status"] == "up" for one in workers)
     return "" if joined == wanted else f"{joined} of {wanted} workers had joined"

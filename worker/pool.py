@@ -248,7 +248,8 @@ class Pool:
         return deadline is not None or not self._stuck or bool(self._displaced)
 
     def _make_room(self, tenant: str, priority: int) -> None:
-        match self._queue.admit(tenant, priority, places=self._limits.queue):
+        places = max(self._limits.queue, self._free_places())
+        match self._queue.admit(tenant, priority, places=places):
             case queueing.Displace(call):
                 self._queue.remove(call)
                 self._displaced.append(call)
@@ -454,8 +455,12 @@ class Pool:
             actions += [Expire(one.call, one.left_s) for one in late]
 
     def _sure_s(self, now: float) -> float | None:
-        """What nearly every call takes, where that is known and an instance is there to take it."""
-        return self._times.within_s(now) if self._limits.batch == 1 and self._instances else None
+        """What nearly every call takes, where that is known, and where calls must wait at all."""
+        if self._limits.batch > 1 or not self._instances:
+            return None
+        if any(self._has_room(one) for one in self._instances.values()):
+            return None
+        return self._times.within_s(now)
 
     def _failed(self, now: float) -> list[Action]:
         if self._failed_until is None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import wrk
-from bench.daemons import DidNotStart, Server, scratch
+from bench.daemons import DidNotStart, Server, leave_on_sigterm, scratch
 from bench.measure import result
 from bench.peers import contenders, environments, report
 from bench.peers.cases import CASES, Case
@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there, too")
     options = parser.parse_args()
     wrk.require()
+    leave_on_sigterm()
     comparison = Comparison(options)
     comparison.prepare()
     comparison.run()

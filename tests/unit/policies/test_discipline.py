@@ -6,7 +6,7 @@ import random
 import statistics
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faasd.policies.queueing.discipline import ServiceTimes, sharing
@@ -132,6 +132,7 @@ def test_sharing_stays_within_its_bounds() -> None:
     assert sharing(0.5, 0) == 1
 
 
+@settings(deadline=None)
 @given(cv2=st.floats(0, 1e6), more=st.floats(0, 1e6), cores=st.integers(1, 256))
 def test_more_dispersion_never_means_less_sharing(cv2: float, more: float, cores: int) -> None:
     assert cores <= sharing(cv2, cores) <= sharing(cv2 + more, cores) <= 4 * cores

@@ -1,0 +1,125 @@
+"""Load that does not wait for answers: a Poisson process of one rate, as a program of its own.
+
+Latencies count from when a request was due. `python -m bench.scaling.openloop URL RATE SECONDS`
+prints what became of the requests, in JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from random import Random
+
+import aiohttp
+import uvloop
+
+from loadgen.client import open_session
+from loadgen.replay import Replay
+from loadgen.results import CLIENT_TIMEOUT, CONNECTION_ERROR, Recorder, Reply, percentile
+
+TIMEOUT_S = 30.0
+REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of one run. Refused are answers of status 429; percentiles are 0 where there were none."""
+
+    sent: int
+    seconds: float
+    accepted: int
+    accepted_p50_ms: float
+    accepted_p99_ms: float
+    refused: int
+    refused_p50_ms: float
+    refused_p99_ms: float
+    without_retry_after: int
+    failed: dict[str, int]
+    lag_p99_ms: float
+
+    @property
+    def goodput(self) -> float:
+        """Accepted requests a second."""
+        return self.accepted / self.seconds
+
+
+def poisson(rate: float, seconds: float, seed: int = 0) -> Iterator[tuple[float, int]]:
+    """When requests are due."""
+    random = Random(seed)
+    due_s = random.expovariate(rate)
+    while due_s < seconds:
+        yield due_s, 0
+        due_s += random.expovariate(rate)
+
+
+class Sender:
+    """Posts the same to one address; refusals without a Retry-After are counted."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self.without_retry_after = 0
+        self._session = session
+        self._url = url
+
+    async def send(self, target: int) -> Reply:  # noqa: ARG002
+        try:
+            async with self._session.post(
+                self._url, data=b"{}", headers={"Content-Type": "application/json"}
+            ) as response:
+                await response.read()
+        except TimeoutError:
+            return Reply(CLIENT_TIMEOUT)
+        except (aiohttp.ClientError, OSError):
+            return Reply(CONNECTION_ERROR)
+        if response.status == 429:
+            self.without_retry_after += "Retry-After" not in response.headers
+            return Reply(REFUSED, response.status)
+        return Reply("" if response.ok else f"http_{response.status}", response.status)
+
+
+async def run(url: str, rate: float, seconds: float) -> Outcome:
+    async with open_session(timeout_s=TIMEOUT_S, api_key=None) as session:
+        sender = Sender(session, url)
+        replay = Replay(
+            arrivals=poisson(rate, seconds), targets=[0], sender=sender, clock=time.monotonic
+        )
+        await replay.run()
+    return outcome(replay.record, seconds, sender.without_retry_after)
+
+
+def outcome(record: Recorder, seconds: float, without_retry_after: int) -> Outcome:
+    rows = range(len(record))
+    accepted = sorted(record.latency_ms(row) for row in rows if not record.code[row])
+    refused = sorted(record.latency_ms(row) for row in rows if record.code[row] == REFUSED)
+    failed = Counter(record.code[row] for row in rows if record.code[row] not in ("", REFUSED))
+    return Outcome(
+        sent=len(record),
+        seconds=seconds,
+        accepted=len(accepted),
+        accepted_p50_ms=_percentile(accepted, 50),
+        accepted_p99_ms=_percentile(accepted, 99),
+        refused=len(refused),
+        refused_p50_ms=_percentile(refused, 50),
+        refused_p99_ms=_percentile(refused, 99),
+        without_retry_after=without_retry_after,
+        failed=dict(failed),
+        lag_p99_ms=_percentile(sorted(map(record.lag_ms, rows)), 99),
+    )
+
+
+def _percentile(ordered: Sequence[float], percent: float) -> float:
+    return percentile(ordered, percent) if ordered else 0.0
+
+
+def main() -> None:
+    url, rate, seconds = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        print(json.dumps(asdict(runner.run(run(url, rate, seconds)))))
+
+
+if __name__ == "__main__":
+    main()
