@@ -148,6 +148,7 @@ class RevisionService:
             slo_s=invocation.slo_s,
             priority=invocation.priority,
             tenant=invocation.tenant,
+            session=invocation.session,
         )
         self._pending[pending.id] = pending
         self._tally.arrived()
