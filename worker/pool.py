@@ -185,6 +185,10 @@ class Pool:
         self._start_s: float | None = None
         self.min_instances = limits.min_instances
         self.may_grow = True
+        self.at_once: int | None = None
+        """How many instances are of use at once, where that is less than there may be."""
+        self.run_s = 0.0
+        """For how long calls have run in all."""
         self.read_ahead: ReadAhead | None = None
         """Set by the shell for instances that serve one call after the other."""
 
@@ -294,6 +298,7 @@ class Pool:
         took = now - instance.dispatched_at if took_s is None else took_s
         self._queue.finished(call, took)
         self._times.observe(took, now)
+        self.run_s += took
         if self.read_ahead is not None:
             self.read_ahead.ended(took_s)
             instance.dispatched_at = now
@@ -652,8 +657,19 @@ class Pool:
     @property
     def _is_full(self) -> bool:
         """Whether there are all the instances there may be: a queue then waits for one of them."""
-        full = len(self._instances) >= self._limits.max_instances
+        full = len(self._instances) >= self._most
         return full and self._sandbox is SandboxState.READY
+
+    @property
+    def _most(self) -> int:
+        """Instances that there may be."""
+        most = self._limits.max_instances
+        return most if self.at_once is None else max(self.min_instances, min(most, self.at_once))
+
+    @property
+    def exec_cv2(self) -> float | None:
+        """Squared coefficient of variation of run times, once it is known."""
+        return self._times.cv2
 
     def _live(self) -> list[_Instance]:
         return [i for i in self._instances.values() if i.state is not InstanceState.STOPPING]
@@ -666,7 +682,7 @@ class Pool:
     def _missing(self, now: float) -> int:
         live = self._live()
         minimum = 0 if self._retired else self.min_instances
-        scaling = ConcurrencyScaling(minimum=minimum, maximum=self._limits.max_instances)
+        scaling = ConcurrencyScaling(minimum=minimum, maximum=self._most)
         running = sum(self._places_taken(instance) for instance in live)
         demand = Demand(
             queued=len(self._queue) + sum(len(i.calls) for i in live) - running
@@ -683,7 +699,7 @@ class Pool:
         if not self.may_grow and self._instances:
             return 0
         # Instances that are ending still hold memory: they count against the maximum.
-        return min(missing, self._limits.max_instances - len(self._instances))
+        return min(missing, self._most - len(self._instances))
 
     def _places_taken(self, instance: _Instance) -> int:
         """A batch under way takes nothing more on, however small it is, nor does a doubted one."""

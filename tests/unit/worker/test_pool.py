@@ -1005,3 +1005,13 @@ def test_what_waits_for_an_instance_counts_against_the_queue() -> None:
 
     with pytest.raises(QueueFull):
         pool.arrive(3, 1.0, session="a")
+
+
+def test_no_more_instances_are_started_than_are_of_use_at_once() -> None:
+    pool = opened(cold(max_instances=8))
+    pool.at_once = 2
+
+    for call in range(5):
+        pool.arrive(call, 1.0)
+
+    assert len(forks_of(pool.decide(1.0))) == 2
