@@ -16,7 +16,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: install demo test lint types imports unit integration docker images image-context \
-  image-python image-python-torch image-daemon lowest bench-coldstart bench-overhead bench-burst bench-containers clean
+  image-python image-python-torch image-daemon lowest bench-coldstart bench-overhead bench-burst bench-containers \
+  bench-scheduling clean
 
 install: $(STAMP)
 
@@ -101,7 +102,7 @@ $(VENV)-lowest/.installed: pyproject.toml constraints-lowest.txt
 	  -c constraints-lowest.txt -e . pytest pytest-timeout hypothesis openapi-spec-validator
 	@touch $@
 
-bench-coldstart bench-overhead bench-burst bench-containers: install
+bench-coldstart bench-overhead bench-burst bench-containers bench-scheduling: install
 	$(BIN)/python -m bench.$(subst bench-,,$@)
 
 clean:
