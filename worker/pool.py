@@ -467,15 +467,18 @@ class Pool:
 
     def next_wakeup(self, now: float) -> float | None:
         """When `decide` has something to do without an event in between, or None."""
+        deadline = self._queue.next_deadline()
+        if self._stuck and deadline is None and self._failed_until is None:
+            return self._sessions.next_deadline() if len(self._sessions) else None
         times = []
         idle = [i for i in self._instances.values() if i.state is InstanceState.IDLE]
         if len(self._sessions) and (due := self._sessions.next_deadline()) is not None:
             times.append(due)
         arrived = self._queue.oldest_arrival()
         if arrived is not None:
-            deadline = self._queue.next_deadline(exec_s=self._sure_s(now))
             if deadline is not None:
-                times.append(deadline)
+                sooner = self._queue.next_deadline(exec_s=self._sure_s(now))
+                times.append(deadline if sooner is None else sooner)
             if idle and self._limits.batch > 1:
                 times.append(arrived + self._limits.batch_wait_s)
             if self._start_s is not None and now - arrived < self._start_s and not self._is_full:
