@@ -133,11 +133,15 @@ class Dispatcher:
         self, flight: Flying, member: Member, ticket: int, kind: StartKind, timings: Timings
     ) -> None:
         """An invocation came back from a worker."""
+        sick = not self._breakers.quiet
         self._breakers.succeeded(member.link.worker_id, ticket)
         known = self._revisions.get(flight.revision.key)
         if known is not None:
             known.learn(kind, timings)
             self._ended(flight, known, timings.exec / 1000)
+        if sick:
+            # Perhaps no more, and then there is room for what waits for any revision.
+            self._release_all()
 
     def failed(self, flight: Flying, member: Member, ticket: int, code: str) -> None:
         """An invocation failed on a worker, or was cancelled; `code` says of what."""
@@ -148,7 +152,7 @@ class Dispatcher:
 
     def refused(self, member: Member, ticket: int, code: str) -> None:
         """A worker would not even begin it."""
-        worker = member.link.worker_id
+        worker, sick = member.link.worker_id, not self._breakers.quiet
         if code == "cancelled":
             self._breakers.withdrawn(worker, ticket)
         elif code not in _SICK:
@@ -156,6 +160,8 @@ class Dispatcher:
         elif member.status is WorkerStatus.UP:
             # Of one that is on its way out nothing is to be learned about whoever has its name next.
             self._breakers.failed(worker, ticket, clock.monotonic())
+        if sick:
+            self._release_all()
 
     def joined(self, member: Member) -> None:
         """A worker is up."""

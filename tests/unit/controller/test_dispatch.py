@@ -928,6 +928,26 @@ async def test_a_sick_worker_is_probed_although_all_others_are_full(tmp_path: Pa
 
 
 @in_virtual_time
+async def test_a_worker_that_is_well_again_gets_what_waits_for_any_revision(
+    tmp_path: Path,
+) -> None:
+    """Whichever function's call it was that showed it."""
+    world = World(tmp_path, breakers=Breakers(failures=1, base_s=1.0))
+    a, b = world.join("a", "b")
+    world.call("1")
+    a["1"].fail(InternalError("The request could not be completed."))
+    await asyncio.sleep(1.5)
+    world.call("probe")
+    world.deploy("r2")
+    world.calls("2345")
+    assert (a.has, b.has, world.waiting) == (["probe"], ["2", "3"], 2)
+
+    a["probe"].answer()
+
+    assert a.has == ["4", "5"]
+
+
+@in_virtual_time
 async def test_a_probe_that_ends_while_its_worker_is_alone_is_not_forgotten(
     tmp_path: Path,
 ) -> None:
