@@ -329,11 +329,6 @@ def test_nothing_behind_a_request_that_ends_the_connection_is_served(
     assert [reply.event for reply in others] == ["body", "close"]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a request that ends the connection, with more behind it in one segment, is answered "
-    "with 400 in its place, and so are all before it in that segment",
-)
 @pytest.mark.parametrize("closing", _CLOSING.values(), ids=_CLOSING)
 def test_a_request_that_ends_the_connection_is_served_whatever_is_behind_it(
     platform: Platform, closing: bytes
