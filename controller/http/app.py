@@ -78,21 +78,9 @@ def build_app(parts: Parts, routes: list[Route]) -> web.Application:
     app[PARTS] = parts
     app[FOLLOWERS] = set()
     app.on_shutdown.append(_end_followers)
-    app.on_response_prepare.append(_close_after_chunks)
     for route in routes:
         app.router.add_route(route.method, route.path, _guarded(route))
     return app
-
-
-async def _close_after_chunks(request: web.Request, response: web.StreamResponse) -> None:
-    """A connection ends with a request in chunks.
-
-    aiohttp 3.14 takes trailer fields for headers of the next request on the connection: behind a
-    proxy that shares connections one caller could speak in another's name.
-    """
-    if "Transfer-Encoding" in request.headers:
-        response.force_close()
-        response.headers["Connection"] = "close"
 
 
 async def _end_followers(app: web.Application) -> None:
