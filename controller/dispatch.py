@@ -12,12 +12,13 @@ import asyncio
 import math
 from typing import Protocol
 
-from controller.workers import Member, Workers
+from controller.workers import Member, Workers, WorkerStatus
 from faasd import clock
-from faasd.errors import DeadlineExceeded, FaasdError, QueueFull
+from faasd.errors import DeadlineExceeded, FaasdError, QueueFull, WorkerLost
 from faasd.invocation import Invocation, Revision, StartKind, Timings
 from faasd.policies.queueing.places import Displace, Refuse
 from faasd.policies.queueing.queue import CallQueue
+from faasd.policies.routing import rendezvous
 from faasd.policies.routing.affinity import Affinity
 from faasd.policies.routing.breaker import Breakers
 from faasd.policies.routing.candidate import Candidate, Locality, Router
@@ -29,11 +30,14 @@ _SICK = {"worker_lost", "internal_error", "storage_full"}
 
 
 class Flying(Protocol):
-    """An invocation that is to be placed. `revision` is what it runs on."""
+    """An invocation that is to be placed. `revision` is what it runs on; `number` is the
+    dispatcher's for it once it has waited, 0 before.
+    """
 
     revision: Revision
     invocation: Invocation
     deadline: float | None
+    number: int
 
     def send_to(self, member: Member) -> None:
         """Begin it there. Raises FaasdError."""
@@ -54,7 +58,9 @@ class _Revision:
     `start_s` is what finding nothing, or a template, costs; `exec_s` the mean run time, seconds.
     """
 
-    __slots__ = ("alarm", "alarm_at", "candidates", "exec_s", "queue", "start_s", "waiting")
+    __slots__ = (
+        "alarm", "alarm_at", "candidates", "exec_s", "queue", "releasing", "start_s", "waiting",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.candidates: dict[str, Candidate] = {}
@@ -62,6 +68,7 @@ class _Revision:
         self.start_s = {Locality.NOTHING: 1.0, Locality.TEMPLATE: 0.02, Locality.IDLE: 0.0}
         self.queue: CallQueue | None = None
         self.waiting: dict[int, Flying] = {}
+        self.releasing = False
         self.alarm: asyncio.TimerHandle | None = None
         self.alarm_at = math.inf
 
@@ -99,53 +106,62 @@ class Dispatcher:
 
     def place(self, flight: Flying) -> None:
         """Send it to a worker now, or when one has room. Raises FaasdError."""
-        alone = self._workers.alone
-        if alone is not None:
-            # It knows better than its last report does, and says so if it cannot.
-            flight.send_to(alone)
-            return
-        known = self._known(flight.revision.key)
-        if not known.waiting or flight.invocation.session:
-            member = self._choose(flight, known)
-            if member is not None:
-                flight.send_to(member)
+        while True:
+            member = self._where(flight)
+            if member is None:
+                self._hold(flight)
                 return
-        self._hold(flight, known)
+            if self._sent(flight, member):
+                return
 
-    def withdraw(self, flight: Flying) -> None:
-        """Its caller is gone while it waited."""
+    def withdraw(self, flight: Flying) -> bool:
+        """Its caller is gone: whether it waited here."""
         known = self._revisions.get(flight.revision.key)
-        if known is None or known.queue is None:
-            return
-        for number, one in known.waiting.items():
-            if one is flight:
-                known.queue.remove(number)
-                del known.waiting[number]
-                return
+        if known is None or known.waiting.pop(flight.number, None) is None:
+            return False
+        assert known.queue is not None
+        known.queue.remove(flight.number)
+        return True
 
     def began(self, member: Member) -> int:
-        """A ticket for `ended`."""
+        """A ticket for what becomes of it; of the only worker nothing is to be learned."""
+        if self._workers.alone is member:
+            return 0
         return self._breakers.began(member.link.worker_id, clock.monotonic())
 
     def answered(
-        self, member: Member, ticket: int, revision: str, kind: StartKind, timings: Timings
+        self, flight: Flying, member: Member, ticket: int, kind: StartKind, timings: Timings
     ) -> None:
         """An invocation came back from a worker."""
-        if self._workers.alone is None:
-            self._breakers.succeeded(member.link.worker_id, ticket)
-            self._known(revision).learn(kind, timings)
-            self._release(revision)
+        sick = not self._breakers.quiet
+        self._breakers.succeeded(member.link.worker_id, ticket)
+        known = self._revisions.get(flight.revision.key)
+        if known is not None:
+            known.learn(kind, timings)
+            self._ended(flight, known, timings.exec / 1000)
+        if sick:
+            # Perhaps no more, and then there is room for what waits for any revision.
+            self._release_all()
 
-    def failed(self, member: Member, ticket: int, revision: str, code: str) -> None:
+    def failed(self, flight: Flying, member: Member, ticket: int, code: str) -> None:
         """An invocation failed on a worker, or was cancelled; `code` says of what."""
-        worker = member.link.worker_id
-        if code in _SICK:
-            self._breakers.failed(worker, ticket, clock.monotonic())
-        elif code == "cancelled":
+        self.refused(member, ticket, code)
+        known = self._revisions.get(flight.revision.key)
+        if known is not None:
+            self._ended(flight, known, known.exec_s)
+
+    def refused(self, member: Member, ticket: int, code: str) -> None:
+        """A worker would not even begin it."""
+        worker, sick = member.link.worker_id, not self._breakers.quiet
+        if code == "cancelled":
             self._breakers.withdrawn(worker, ticket)
-        else:
+        elif code not in _SICK:
             self._breakers.succeeded(worker, ticket)
-        self._release(revision)
+        elif member.status is WorkerStatus.UP:
+            # Of one that is on its way out nothing is to be learned about whoever has its name next.
+            self._breakers.failed(worker, ticket, clock.monotonic())
+        if sick:
+            self._release_all()
 
     def joined(self, member: Member) -> None:
         """A worker is up."""
@@ -162,13 +178,14 @@ class Dispatcher:
         self._release_all()
 
     def retired(self, key: str) -> None:
-        """A revision serves no more: what waits for it goes to its successor."""
+        """A revision serves no more: what waits for it goes to its successor, in the same order."""
         known = self._revisions.pop(key, None)
-        if known is None:
+        if known is None or known.queue is None:
             return
         if known.alarm is not None:
             known.alarm.cancel()
-        for flight in known.waiting.values():
+        while (number := known.queue.pop(clock.monotonic())) is not None:
+            flight = known.waiting.pop(number)
             try:
                 flight.place_again()
             except FaasdError as error:
@@ -184,18 +201,40 @@ class Dispatcher:
             known = self._revisions[key] = _Revision()
         return known
 
-    def _choose(self, flight: Flying, known: _Revision) -> Member | None:
+    def _where(self, flight: Flying) -> Member | None:
         """The worker for it; None where it should wait. Raises Unavailable."""
+        if flight.invocation.session:
+            return self._home(flight)
+        if self._workers.alone is not None:
+            # It knows better than its last report does, and says so if it cannot.
+            return self._workers.alone
+        known = self._known(flight.revision.key)
+        if known.waiting and not self._breakers.quiet:
+            # A worker that was left out may have room by now, and nothing else would tell.
+            self._release(flight.revision.key)
+        return None if known.waiting else self._choose(flight.revision, known)
+
+    def _home(self, flight: Flying) -> Member:
+        """The worker of its session, sick or full as it may be: what it has there is nowhere else.
+
+        Where that could not run it, as it lacks the GPU, those that can share sessions by hash.
+        """
         revision = flight.revision
+        key = f"{revision.function} {flight.invocation.session}"
+        up = {one.link.worker_id: one for one in self._workers.able(revision.spec.resources)}
+        placed = self._affinity.place(key, clock.monotonic())
+        if placed is not None and placed.worker in up:
+            return up[placed.worker]
+        owner = rendezvous.owner(key, {worker: one.slots for worker, one in up.items()})
+        assert owner is not None
+        return up[owner]
+
+    def _choose(self, revision: Revision, known: _Revision) -> Member | None:
+        """The worker for the next one; None while none has room. Raises Unavailable."""
+        if self._workers.alone is not None:
+            return self._workers.alone
         up = self._workers.able(revision.spec.resources)
-        now = clock.monotonic()
-        out = self._breakers.ejected([one.link.worker_id for one in up], now)
-        session = flight.invocation.session
-        if session:
-            placed = self._affinity.place(f"{revision.function} {session}", now)
-            for member in up:
-                if placed is not None and member.link.worker_id == placed.worker:
-                    return member
+        out = self._breakers.ejected([one.link.worker_id for one in up], clock.monotonic())
         candidates = [
             self._candidate(member, revision, known)
             for member in up
@@ -208,8 +247,7 @@ class Dispatcher:
         worker = member.link.worker_id
         candidate = known.candidates.get(worker)
         if candidate is None:
-            limits, batch = revision.spec.limits, revision.spec.batching.max_size
-            places = limits.max_instances * max(limits.concurrency, batch)
+            places = _places(revision)
             candidate = known.candidates[worker] = Candidate(worker, 1, places=places)
         candidate.slots = member.slots
         candidate.outstanding = member.outstanding
@@ -219,27 +257,29 @@ class Dispatcher:
         candidate.exec_s = known.exec_s
         return candidate
 
-    def _hold(self, flight: Flying, known: _Revision) -> None:
+    def _sent(self, flight: Flying, member: Member) -> bool:
+        """Whether it could be sent there. Raises FaasdError."""
+        try:
+            flight.send_to(member)
+        except WorkerLost:
+            # Its connection has ended: all that is sent there would fail until that is noticed.
+            self._workers.leave(member)
+            return False
+        return True
+
+    def _hold(self, flight: Flying) -> None:
         """Let it wait here. Raises QueueFull."""
-        spec, invocation = flight.revision.spec, flight.invocation
-        if known.queue is None:
-            slo_s = _DEFAULT_SLO_S if spec.slo.latency_ms is None else spec.slo.latency_ms / 1000
-            known.queue = CallQueue(weights=spec.scheduling.tenants, default_slo_s=slo_s)
-        places = max(1, spec.limits.queue * self._workers.count)
-        match known.queue.admit(invocation.tenant, invocation.priority, places=places):
-            case Refuse():
-                raise QueueFull(
-                    f"{len(known.queue)} invocations are waiting for this function, the most that "
-                    "are queued.",
-                    retry_after_s=max(0.1, len(known.queue) * known.exec_s / self._workers.count),
-                )
-            case Displace(call):
-                known.queue.remove(call)
-                known.waiting.pop(call).give_up(QueueFull.displaced())
+        revision, invocation = flight.revision, flight.invocation
+        known = self._known(revision.key)
+        queue = known.queue
+        if queue is None:
+            queue = known.queue = _queue(revision)
+        displaced = self._make_room(invocation, revision, known, queue)
         self._numbers += 1
-        known.waiting[self._numbers] = flight
-        known.queue.push(
-            self._numbers,
+        flight.number = self._numbers
+        known.waiting[flight.number] = flight
+        queue.push(
+            flight.number,
             clock.monotonic(),
             deadline=flight.deadline,
             slo_s=invocation.slo_s,
@@ -248,6 +288,27 @@ class Dispatcher:
         )
         if flight.deadline is not None:
             self._watch(known, flight.deadline)
+        if displaced is not None:
+            displaced.give_up(QueueFull.displaced())
+
+    def _make_room(
+        self, invocation: Invocation, revision: Revision, known: _Revision, queue: CallQueue
+    ) -> Flying | None:
+        """Who had to give its place to it, if anybody. Raises QueueFull."""
+        workers = self._workers.count
+        most = revision.spec.limits.queue * workers
+        match queue.admit(invocation.tenant, invocation.priority, places=most):
+            case Refuse():
+                wait_s = len(queue) * known.exec_s / (workers * _places(revision))
+                raise QueueFull(
+                    f"{len(queue)} invocations are waiting for this function, the most that "
+                    "are queued.",
+                    retry_after_s=max(0.1, wait_s),
+                )
+            case Displace(call):
+                queue.remove(call)
+                return known.waiting.pop(call)
+        return None
 
     def _watch(self, known: _Revision, due: float) -> None:
         if due >= known.alarm_at:
@@ -259,14 +320,25 @@ class Dispatcher:
         known.alarm = asyncio.get_running_loop().call_later(delay, self._expire, known)
 
     def _expire(self, known: _Revision) -> None:
+        # A timer of the loop may come a moment early.
+        now = max(clock.monotonic(), known.alarm_at)
+        if known.alarm is not None:
+            known.alarm.cancel()
         known.alarm, known.alarm_at = None, math.inf
         assert known.queue is not None
-        for late in known.queue.expired(clock.monotonic()):
-            flight = known.waiting.pop(late.call)
-            flight.give_up(DeadlineExceeded("The deadline passed while it waited."))
+        late = [known.waiting.pop(one.call) for one in known.queue.expired(now)]
         due = known.queue.next_deadline()
         if due is not None:
             self._watch(known, due)
+        for flight in late:
+            flight.give_up(DeadlineExceeded("The deadline passed while it waited."))
+
+    def _ended(self, flight: Flying, known: _Revision, exec_s: float) -> None:
+        """There may be room for another; who waited for its turn pays what it took."""
+        if flight.number and known.queue is not None:
+            known.queue.finished(flight.number, exec_s)
+        if known.waiting:
+            self._release(flight.revision.key)
 
     def _release_all(self) -> None:
         for key in list(self._revisions):
@@ -275,22 +347,57 @@ class Dispatcher:
     def _release(self, key: str) -> None:
         """Send what waits, as far as there is room for it now."""
         known = self._revisions.get(key)
-        if known is None or known.queue is None:
+        # What fails at once makes room in its turn; that is looked at here, not inside of it.
+        if known is None or not known.waiting or known.releasing:
             return
-        while known.waiting:
-            number = known.queue.pop(clock.monotonic())
-            if number is None:
-                return
-            flight = known.waiting[number]
-            try:
-                member = self._choose(flight, known)
-                if member is None:
-                    known.queue.requeue(number)
-                    return
-                del known.waiting[number]
-                known.queue.finished(number, known.exec_s)
-                flight.send_to(member)
-            except FaasdError as error:
-                if known.waiting.pop(number, None) is not None:
-                    known.queue.finished(number, 0.0)
-                flight.give_up(error)
+        known.releasing = True
+        try:
+            if known.alarm_at <= clock.monotonic():
+                self._expire(known)
+            while known.waiting and self._release_next(known):
+                pass
+        finally:
+            known.releasing = False
+
+    def _release_next(self, known: _Revision) -> bool:
+        """Send the next one, or tell it why nobody can have it; False while none has room."""
+        queue = known.queue
+        assert queue is not None
+        try:
+            member = self._choose(next(iter(known.waiting.values())).revision, known)
+            if member is None:
+                return False
+        except FaasdError as error:
+            flight = _next(known, queue)
+            queue.finished(flight.number, 0.0)
+            flight.give_up(error)
+            return True
+        # Not sooner: whose turn it is to go is counted.
+        flight = _next(known, queue)
+        try:
+            if not self._sent(flight, member):
+                known.waiting[flight.number] = flight
+                queue.requeue(flight.number)
+        except FaasdError as error:
+            queue.finished(flight.number, 0.0)
+            flight.give_up(error)
+        return True
+
+
+def _next(known: _Revision, queue: CallQueue) -> Flying:
+    """The one whose turn it is, which waits no longer."""
+    number = queue.pop(clock.monotonic())
+    assert number is not None
+    return known.waiting.pop(number)
+
+
+def _places(revision: Revision) -> int:
+    """How many calls of it one worker may run at once."""
+    limits = revision.spec.limits
+    return limits.max_instances * max(limits.concurrency, revision.spec.batching.max_size)
+
+
+def _queue(revision: Revision) -> CallQueue:
+    spec = revision.spec
+    slo_s = _DEFAULT_SLO_S if spec.slo.latency_ms is None else spec.slo.latency_ms / 1000
+    return CallQueue(weights=spec.scheduling.tenants, default_slo_s=slo_s)

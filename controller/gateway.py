@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -140,7 +141,8 @@ class Flight:
 
     __slots__ = (
         "_call", "_dispatcher", "_member", "_mode", "_receiver", "_registry", "_seen", "_since",
-        "_started", "_ticket", "_tried_again", "_waited", "deadline", "invocation", "revision",
+        "_started", "_ticket", "_tried_again", "_waited", "deadline", "invocation", "number",
+        "revision",
     )  # fmt: skip
 
     revision: Revision
@@ -159,6 +161,7 @@ class Flight:
         self._started: Started | None = None
         self._member: Member | None = None
         self.invocation = invocation
+        self.number = 0
         remaining = invocation.remaining_s
         self.deadline = None if remaining is None else self._since + remaining
 
@@ -169,14 +172,14 @@ class Flight:
         except FaasdError as error:
             self._note(error)
             raise
-        # What is told from here on is told to the receiver, and takes place later.
-        self._waited = self._member is None
 
     def place_again(self) -> None:
         """Have it placed on what is active by now. Raises FaasdError."""
         revision = self.revision = self._registry.get(self.invocation.function).active
         self.invocation.revision = revision.id
         self._dispatcher.place(self)
+        if self._member is None:
+            self._waited = True
 
     def send_to(self, member: Member) -> None:
         """Begin it on a worker. Raises FaasdError."""
@@ -188,7 +191,9 @@ class Flight:
         try:
             self._started = member.link.invoke(self.invocation, self)
         except FaasdError as error:
-            self._land(error.code)
+            self._member = None
+            member.end(self._call)
+            self._dispatcher.refused(member, self._ticket, error.code)
             if isinstance(error, FunctionNotFound) and self._was_replaced():
                 self.place_again()
                 return
@@ -196,58 +201,80 @@ class Flight:
             raise
 
     def answered(self, reply: Reply) -> None:
-        member, self._member = self._member, None
-        assert member is not None
         self._started = None
-        member.end(self._call)
-        now = clock.monotonic()
+        took_s = clock.monotonic() - self._since
         if self._waited:
-            whole_ms = (now - self._since) * 1000
-            reply.timings.queue = max(reply.timings.queue, whole_ms - reply.timings.after_queue)
+            _count_wait(reply.timings, took_s)
         reply.revision = self.revision.id
-        self._seen.answered(self._mode, "ok", now - self._since)
+        self._seen.answered(self._mode, "ok", took_s)
         self._seen.started(reply.start, reply.timings)
-        self._receiver.answered(reply)
-        self._dispatcher.answered(
-            member, self._ticket, self.revision.key, reply.start, reply.timings
-        )
+        if reply.chunks is not None:
+            reply.chunks = _Streamed(reply.chunks, self, reply)
+            self._receiver.answered(reply)
+            return
+        assert self._member is not None
+        self._member.end(self._call)
+        try:
+            self._receiver.answered(reply)
+        finally:
+            self._came_back(reply.start, reply.timings)
+
+    def stream_ended(self, reply: Reply) -> None:
+        """The stream was read to its end, failed, or is not wanted any more. Safe to call twice."""
+        if self._member is None:
+            return
+        self._member.end(self._call)
+        timings = dataclasses.replace(reply.timings)
+        whole_ms = (clock.monotonic() - self._since) * 1000
+        timings.exec = max(0.0, whole_ms - timings.queue - timings.after_queue)
+        self._came_back(reply.start, timings)
 
     def failed(self, error: FaasdError) -> None:
+        self._land(error.code)
         if isinstance(error, FunctionNotFound) and self._was_replaced():
-            self._land(error.code)
             try:
                 self.place_again()
             except FaasdError as another:
                 self.give_up(another)
             return
-        error.extra.setdefault("revision", self.revision.id)
-        self._note(error)
-        self._receiver.failed(error)
-        self._land(error.code)
+        self._tell(error)
 
     def give_up(self, error: FaasdError) -> None:
         """It was not sent, or not again: its caller is told why."""
-        error.extra.setdefault("revision", self.revision.id)
-        self._note(error)
-        self._receiver.failed(error)
+        try:
+            self._tell(error)
+        except Exception:  # the boundary of an invocation: others wait with it, to be told or sent
+            log.exception("invocation.receiver_failed")
 
     def cancel(self) -> None:
         """The caller is gone: its receiver hears no more of it."""
         if self._started is not None:
             self._started.cancel()
             self._land("cancelled")
-        elif self._waited and self._member is None:
-            self._dispatcher.withdraw(self)
-        else:
+        elif not self._dispatcher.withdraw(self):
             return
         self._seen.answered(self._mode, "cancelled", clock.monotonic() - self._since)
+
+    def _came_back(self, kind: StartKind, timings: Timings) -> None:
+        member, self._member = self._member, None
+        assert member is not None
+        self._dispatcher.answered(self, member, self._ticket, kind, timings)
 
     def _land(self, code: str) -> None:
         member, self._member = self._member, None
         self._started = None
-        if member is not None:
-            member.end(self._call)
-            self._dispatcher.failed(member, self._ticket, self.revision.key, code)
+        assert member is not None
+        member.end(self._call)
+        self._dispatcher.failed(self, member, self._ticket, code)
+
+    def _tell(self, error: FaasdError) -> None:
+        error.extra.setdefault("revision", self.revision.id)
+        if self._waited:
+            timings = Timings(*error.extra.get("timings", ()))
+            _count_wait(timings, clock.monotonic() - self._since)
+            error.extra["timings"] = timings.as_list()
+        self._note(error)
+        self._receiver.failed(error)
 
     def _was_replaced(self) -> bool:
         """Whether to try again: a revision can be replaced between looking it up and reaching the
@@ -263,6 +290,34 @@ class Flight:
     def _note(self, error: FaasdError) -> None:
         self._seen.answered(self._mode, error.code, clock.monotonic() - self._since)
         _note_failure(self.invocation, error)
+
+
+class _Streamed(AsyncIterator[bytes]):
+    """The chunks of a reply, whose end its flight is told of; for one reader, who ends it."""
+
+    __slots__ = ("_chunks", "_flight", "_reply")
+
+    def __init__(self, chunks: AsyncIterator[bytes], flight: Flight, reply: Reply) -> None:
+        self._chunks = chunks
+        self._flight = flight
+        self._reply = reply
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await anext(self._chunks)
+        except BaseException:
+            self._flight.stream_ended(self._reply)
+            raise
+
+    async def aclose(self) -> None:
+        """End it. Safe to call twice."""
+        self._flight.stream_ended(self._reply)
+        await close(self._chunks)
+
+
+def _count_wait(timings: Timings, took_s: float) -> None:
+    """Of an invocation that waited here, all is queue that is nothing else."""
+    timings.queue = max(timings.queue, took_s * 1000 - timings.after_queue)
 
 
 def _note_failure(invocation: Invocation, error: FaasdError) -> None:

@@ -57,6 +57,7 @@ class Member:
     @property
     def outstanding(self) -> int:
         """Invocations under way there, those of other controllers included."""
+        self._reconcile()
         return self.calls.total
 
     @property
@@ -70,8 +71,14 @@ class Member:
     def end(self, call: int) -> None:
         """It came back, or will not."""
         self.calls.end(call)
-        load = self.link.load
-        if load.seq != self.calls.heard:
+        self._reconcile()
+
+    def _reconcile(self) -> None:
+        """Learn from the last reply or report what others have there."""
+        load, calls = self.link.load, self.calls
+        if load.outstanding <= calls.own and not calls.others:
+            return  # Nobody else has anything there: the usual case, and this is asked for each reply.
+        if load.seq != calls.heard:
             self.calls.reconcile(LoadReport(load.seq, load.outstanding, load.running))
 
     def locality(self, key: str) -> Locality:
@@ -122,7 +129,7 @@ class Workers:
 
     def leave(self, member: Member) -> None:
         """A worker is gone for good or for a while; what ran there has failed by itself."""
-        if self._members.get(member.link.worker_id) is not member:
+        if member.status is WorkerStatus.LOST:
             return
         self._set(member, WorkerStatus.LOST)
         self._settle_homes()

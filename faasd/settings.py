@@ -56,7 +56,7 @@ class ControllerSettings(BaseSettings):
         None, description="shared by the controller and its workers, 16 characters or more"
     )
     routing: str = Field(
-        "least-outstanding",
+        "auto",
         pattern=f"^({'|'.join(ROUTERS)})$",
         description="how calls are spread over the workers: " + ", ".join(ROUTERS),
     )

@@ -372,6 +372,22 @@ def test_a_reset_within_a_stream_frees_the_instance(platform: Platform) -> None:
         assert platform.post("/invoke/flowing").body == b"free"
 
 
+def test_an_endless_stream_that_is_not_read_is_not_kept(
+    platform: Platform, witness: Witness
+) -> None:
+    before = pss_kb(platform)
+
+    with Wire.to(platform.url, receive_buffer=65_536) as slow:
+        slow.send(post("flowing", b"1", JSON))
+        assert slow.socket.recv(10) == b"HTTP/1.1 2"
+        for _ in range(5000):
+            witness.sees()
+        grown = pss_kb(platform) - before
+
+    assert grown < 16_000, f"{grown} KB of a stream that nobody reads"
+    assert platform.post("/invoke/flowing").body == b"free"
+
+
 def test_a_slow_reader_of_a_large_reply_holds_nobody_up(
     platform: Platform, witness: Witness
 ) -> None:

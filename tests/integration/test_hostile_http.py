@@ -229,7 +229,7 @@ REFUSED = {
     "10,000 equal headers": _START + b"X-A: a\r\n" * 10_000 + _TWO,
     "a target of 100 KB": b"POST /invoke/" + b"a" * 100_000 + b" HTTP/1.1\r\n" + HOST + _TWO,
     "a query of 100 KB": b"POST /invoke/echo?" + b"a" * 100_000 + b" HTTP/1.1\r\n" + HOST + _TWO,
-    "a version of 100 KB": b"POST /invoke/echo HTTP/1." + b"1" * 100_000 + b"\r\n" + HOST + _TWO,
+    "a version of 8 KB": b"POST /invoke/echo HTTP/1." + b"1" * 8000 + b"\r\n" + HOST + _TWO,
 }
 
 

@@ -398,6 +398,40 @@ def test_requests_behind_a_slow_one_wait_at_their_sender(
     assert grown < 32_000, f"{grown} KB for {stalled_at} requests that waited"
 
 
+def _echoing(size: int) -> Step:
+    text = "x" * size
+    return Step(post("echo", text.encode()), echoed(text))
+
+
+_MEGABYTE = 1_000_000
+_LARGE = {
+    "plain": [_echoing(_MEGABYTE)],
+    "chunked": [Step(post_chunked("echo", *[b"x" * 100_000] * 10), echoed("x" * _MEGABYTE))],
+    "refused": [Step(make("PUT /invoke/echo", bytes(_MEGABYTE)), told(405, "bad_request"))],
+    "300 KB behind another call": [KINDS["healthz"](0), _echoing(300_000)],
+    "600 KB behind another call": [KINDS["healthz"](0), _echoing(600_000)],
+}
+_LARGE["mixed"] = [step for steps in _LARGE.values() for step in steps]
+
+
+@pytest.mark.parametrize("steps", _LARGE.values(), ids=_LARGE)
+def test_large_requests_behind_a_slow_one_are_all_served(
+    platform: Platform, witness: Witness, tmp_path: Path, steps: list[Step]
+) -> None:
+    with Wire.to(platform.url) as wire:
+        wire.send(gated(tmp_path))
+        assert eventually((tmp_path / "started").exists)
+        sent: list[int] = []
+        raw = b"".join(step.raw for step in steps * 2)
+        sender = threading.Thread(target=_send_each, args=(wire, raw, 1, sent))
+        sender.start()
+        _stall(witness, sent)
+        (tmp_path / "go").touch()
+        assert wire.reply().body == b"served"
+        follow(wire, steps * 2)
+        sender.join(10)
+
+
 def _send_each(wire: Wire, raw: bytes, count: int, sent: list[int]) -> None:
     for number in range(count):
         wire.send(raw)

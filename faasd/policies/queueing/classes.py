@@ -78,8 +78,9 @@ class ClassedCalls:
     def admit(self, kind: Kind, places: int) -> Admission:
         """Shares go before priorities, so that no tenant fills the queue by calling all urgent."""
         victim = self._places.victim(kind.tenant, places)
-        call = self._priorities.newest(victim or kind.tenant)
-        if call is not None and (victim or call.kind.priority < kind.priority):
+        call = self._priorities.newest(kind.tenant if victim is None else victim)
+        # The tenant of calls that name none is the empty one.
+        if call is not None and (victim is not None or call.kind.priority < kind.priority):
             return Displace(call.id)
         share = self._places.share(kind.tenant, places)
         return Refuse(queued=self._places.held(kind.tenant), share=int(share))

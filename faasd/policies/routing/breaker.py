@@ -59,6 +59,11 @@ class Breakers:
         self._tripped: set[str] = set()
         self._tickets = 0
 
+    @property
+    def quiet(self) -> bool:
+        """Whether no target is left out, or on probation."""
+        return not self._tripped
+
     def state(self, target: str, now: float) -> BreakerState:
         breaker = self._breakers.get(target)
         return BreakerState.CLOSED if breaker is None else self._seen(breaker, now)

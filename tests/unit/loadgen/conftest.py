@@ -10,22 +10,7 @@ from typing import Any
 
 import pytest
 
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """When nothing is ready, time is what the next timer waits for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._virtual_s = 0.0
-
-    def time(self) -> float:
-        return self._virtual_s
-
-    def _run_once(self) -> None:
-        if not self._ready and self._scheduled:  # type: ignore[attr-defined]
-            due: float = self._scheduled[0].when()  # type: ignore[attr-defined]
-            self._virtual_s = max(self._virtual_s, due)
-        super()._run_once()  # type: ignore[misc]
+from tests.loops import VirtualLoop
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from faasd.policies.queueing.places import Admit, Displace, Refuse
 from faasd.policies.queueing.queue import CallQueue
 
-pushes = st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(-2, 2)), max_size=60)
+pushes = st.lists(st.tuples(st.sampled_from(["", *"abcde"]), st.integers(-2, 2)), max_size=60)
 
 
 def filled(calls: str, weights: dict[str, float] | None = None) -> CallQueue:
@@ -37,6 +37,14 @@ def test_a_tenant_below_its_share_displaces_the_newest_call_of_the_one_with_most
 
 def test_a_tenant_alone_in_the_queue_makes_room_for_another() -> None:
     queue = filled("aaaa")
+
+    assert queue.admit("b", places=4) == Displace(3)
+
+
+def test_calls_that_name_no_tenant_are_one_tenants_and_make_room_as_well() -> None:
+    queue = CallQueue()
+    for call in range(4):
+        queue.push(call, 0.0)
 
     assert queue.admit("b", places=4) == Displace(3)
 

@@ -285,9 +285,11 @@ class PoolInTheWorld(RuleBasedStateMachine):
                     self.stop(number, evicting=evicting)
                 case Dispatch():
                     self.dispatch(action)
-                case Expire(call):
+                case Expire(call, left_s):
                     assert self.fates[call] is Fate.QUEUED
-                    assert self.deadlines[call] <= self.now
+                    assert left_s == max(0.0, self.deadlines[call] - self.now)
+                    # What can still be in time is given up only where all places are taken.
+                    assert left_s == 0 or self.processes
                     self.fates[call] = Fate.EXPIRED
                 case Fail(call):
                     assert self.fates[call] is Fate.QUEUED
