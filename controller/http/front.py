@@ -56,6 +56,8 @@ class Lobby:
     patience_s: float
     heads: Heads = field(default_factory=Heads)
     fronts: set[Front] = field(default_factory=set)
+    passed_on: dict[asyncio.Transport, tuple[int, float]] = field(default_factory=dict)
+    """Connections that are aiohttp's: the bytes of replies not taken, and since when so many."""
     closing: bool = False
     _sweep: asyncio.TimerHandle | None = None
     _date: str = ""
@@ -64,7 +66,12 @@ class Lobby:
     def entered(self, front: Front) -> None:
         self.fronts.add(front)
         if self._sweep is None:
-            self._sweep = asyncio.get_running_loop().call_later(_SWEEP_S, self._look_round)
+            self._sweep_later()
+
+    def pass_on(self, front: Front, transport: asyncio.Transport) -> None:
+        """The front serves its connection no more; aiohttp, which waits for ever, does."""
+        self.fronts.discard(front)
+        self.passed_on[transport] = (0, 0.0)
 
     def date(self, now: float) -> str:
         """The time as HTTP tells it."""
@@ -89,14 +96,28 @@ class Lobby:
                 return
             await asyncio.sleep(0.02)
 
-    def _look_round(self) -> None:
+    def look_round(self, now: float) -> None:
         """End the connections that nothing is to be expected of."""
-        self._sweep = None
-        now = clock.monotonic()
         for front in list(self.fronts):
             front.look_at_watch(now)
-        if self.fronts:
-            self._sweep = asyncio.get_running_loop().call_later(_SWEEP_S, self._look_round)
+        for transport, (before, since) in list(self.passed_on.items()):
+            unsent = transport.get_write_buffer_size()
+            if transport.is_closing() and not unsent:
+                del self.passed_on[transport]
+            elif unsent != before:
+                self.passed_on[transport] = (unsent, now)
+            elif unsent and now - since > self.patience_s:
+                transport.abort()
+
+    def _sweep_now(self) -> None:
+        self._sweep = None
+        self.look_round(clock.monotonic())
+        if self.fronts or self.passed_on:
+            self._sweep_later()
+
+    def _sweep_later(self) -> None:
+        pause_s = min(_SWEEP_S, self.keep_alive_s / 2, self.patience_s / 2)
+        self._sweep = asyncio.get_running_loop().call_later(pause_s, self._sweep_now)
 
 
 class Front(asyncio.Protocol):
@@ -422,7 +443,7 @@ class Front(asyncio.Protocol):
         with something that is no request, or may not follow, the first would be refused too.
         """
         transport = self._transport
-        self._lobby.fronts.discard(self)
+        self._lobby.pass_on(self, transport)
         if self._paused:
             self._paused = False
             transport.resume_reading()

@@ -258,13 +258,26 @@ async def open_house(
         asynchronous = AsyncInvocations(
             store, registry, gateway, concurrency=1, retention_s=60, key_retention_s=60
         )
-        parts = Parts(registry, workers, gateway, asynchronous, keys, blobs, metrics, b"{}", 1, 1)
+        parts = Parts(
+            registry,
+            workers,
+            gateway,
+            asynchronous,
+            keys,
+            blobs,
+            metrics,
+            b"{}",
+            artifact_max_mb=1,
+            code_max_mb=1,
+            patience_s=patience_s,
+        )
         runner = web.AppRunner(
             build_app(parts, ROUTES),
             handler_cancellation=True,
             access_log=None,
             auto_decompress=False,
             shutdown_timeout=1,
+            lingering_time=min(10.0, patience_s),
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

@@ -958,3 +958,100 @@ async def test_an_idle_connection_keeps_nothing_of_its_last_request(tmp_path: Pa
         tracemalloc.stop()
 
     assert held < 500_000
+
+
+def upload(line: bytes, kind: bytes, body: bytes) -> bytes:
+    """A request of which more will be announced than comes."""
+    head = b" HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n"
+    return line + head % (kind, len(body) + 1) + body
+
+
+PART = b'--b\r\nContent-Disposition: form-data; name="%b"\r\nContent-Type: application/json\r\n\r\n'
+STALLED = {
+    "half a large body": post(bytes(LARGEST_WHOLE + 1))[:-1],
+    "no body": post(b"hi", query=BY_AIOHTTP)[:-2],
+    "half a body": post(b"hi", query=BY_AIOHTTP)[:-1],
+    "no chunk": post(b"", b"Transfer-Encoding: chunked").replace(b"Content-Length: 0\r\n", b""),
+    "half an artifact": upload(b"PUT /v1/artifacts/" + b"0" * 64, b"a/b", b"x" * 1000),
+    "half a key": upload(b"POST /v1/keys", b"application/json", b'{"name": '),
+    "half a form": upload(b"PUT /v1/functions/a", b"multipart/form-data; boundary=b", b"--b\r\n"),
+    "half a spec": upload(
+        b"PUT /v1/functions/a", b"multipart/form-data; boundary=b", PART % b"spec" + b'{"name": '
+    ),
+    "half an archive": upload(
+        b"PUT /v1/functions/a", b"multipart/form-data; boundary=b", PART % b"code" + bytes(500_000)
+    ),
+}
+
+
+@pytest.mark.parametrize("raw", STALLED.values(), ids=STALLED)
+@in_loop
+async def test_a_body_that_stops_coming_is_given_up_with_the_reason(
+    tmp_path: Path, raw: bytes
+) -> None:
+    async with open_house(tmp_path, patience_s=0.1) as house, house.peer() as peer:
+        peer.send(raw)
+        reply = await peer.reply()
+
+        assert (reply.status, reply.headers["connection"]) == (408, "close")
+        assert reply.headers["content-type"] == "application/problem+json"
+        assert b'"request_timeout"' in reply.body
+        assert b"FAASD_HTTP_PATIENCE_S" in reply.body
+        assert await peer.rest() == b""
+        assert house.worker.calls == []
+    assert not list((tmp_path / "incoming").glob("*"))
+
+
+def forgotten(house: House) -> bool:
+    """Whether nothing is remembered of connections that aiohttp had."""
+    house.lobby.look_round(later(0))
+    return not house.lobby.passed_on
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@in_loop
+async def test_what_aiohttp_serves_is_waited_for_no_longer(
+    tmp_path: Path, *, streams: bool
+) -> None:
+    chunks = Chunks(endless=bytes(100_000))
+    async with open_house(tmp_path) as house, house.peer(reads=False) as peer:
+        peer.send(post(b"hi", query=BY_AIOHTTP))
+        call = await house.call(1)
+        if streams:
+            call.answer(chunks=chunks())
+            await until(lambda: chunks.taken)
+        else:
+            call.answer(bytes(20_000_000))
+        await house.seen()
+        now = later(0)
+        house.lobby.look_round(now)
+        house.lobby.look_round(now + PATIENCE_S - 0.5)
+        await house.seen()
+        assert house.lobby.passed_on
+        peer.transport.resume_reading()
+        await peer.reader.readexactly(1_500_000)
+        peer.transport.pause_reading()
+        house.lobby.look_round(now + PATIENCE_S + 0.5)
+        house.lobby.look_round(now + 2 * PATIENCE_S)
+        await house.seen()
+        assert house.lobby.passed_on
+
+        house.lobby.look_round(now + 2 * PATIENCE_S + 1)
+
+        await until(lambda: chunks.closed or not streams)
+        await until(lambda: forgotten(house))
+
+
+@in_loop
+async def test_connections_that_aiohttp_serves_are_not_ended_for_being_idle_by_us(
+    tmp_path: Path,
+) -> None:
+    async with open_house(tmp_path) as house, house.peer() as peer:
+        peer.send(post(b"hi", query=BY_AIOHTTP))
+        call = await house.call(1)
+        for seconds in (0, 1e3, 1e6):
+            house.lobby.look_round(later(seconds))
+        call.answer(b"at last")
+        assert (await peer.reply()).body == b"at last"
+        peer.leave()
+        await until(lambda: forgotten(house))
