@@ -31,6 +31,7 @@ log = get_logger("controller.daemon")
 
 STORE_FILE = "faasd.db"
 _BACKLOG = 1024
+_LINGER_S = 10.0
 
 
 class Controller:
@@ -95,6 +96,7 @@ class Controller:
                 openapi=json.dumps(openapi.document(ROUTES)).encode(),
                 artifact_max_mb=self._settings.artifact_max_mb,
                 code_max_mb=self._settings.code_max_mb,
+                patience_s=self._settings.http_patience_s,
             ),
             ROUTES,
         )
@@ -106,6 +108,8 @@ class Controller:
             auto_decompress=False,
             shutdown_timeout=self._settings.shutdown_grace_s,
             keepalive_timeout=self._settings.http_keep_alive_s,
+            # The rest of a body that was refused is read, and dropped, for so long.
+            lingering_time=min(_LINGER_S, self._settings.http_patience_s),
         )
         await self._runner.setup()
         assert self._runner.server is not None

@@ -124,7 +124,9 @@ class Dispatcher:
         return True
 
     def began(self, member: Member) -> int:
-        """A ticket for what becomes of it."""
+        """A ticket for what becomes of it; of the only worker nothing is to be learned."""
+        if self._workers.alone is member:
+            return 0
         return self._breakers.began(member.link.worker_id, clock.monotonic())
 
     def answered(

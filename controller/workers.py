@@ -75,8 +75,10 @@ class Member:
 
     def _reconcile(self) -> None:
         """Learn from the last reply or report what others have there."""
-        load = self.link.load
-        if load.seq != self.calls.heard:
+        load, calls = self.link.load, self.calls
+        if load.outstanding <= calls.own and not calls.others:
+            return  # Nobody else has anything there: the usual case, and this is asked for each reply.
+        if load.seq != calls.heard:
             self.calls.reconcile(LoadReport(load.seq, load.outstanding, load.running))
 
     def locality(self, key: str) -> Locality:

@@ -8,12 +8,10 @@ from typing import Any
 
 from faasd.errors import FaasdError, InternalError
 from faasd.invocation import Invocation, Receiver, Reply, Started
-from faasd.streams import close
+from faasd.streams import close, close_soon
 from faasd.telemetry import get_logger
 
 log = get_logger("faasd.bridges")
-
-_closing: set[asyncio.Task[None]] = set()
 
 
 async def awaited(
@@ -75,15 +73,9 @@ class _Task:
             if receiver is not None:
                 receiver.answered(task.result())
             else:
-                _close_soon(task.result())
+                close_soon(task.result().chunks)
         elif receiver is not None:
             receiver.failed(_told(error))
-
-
-def _close_soon(reply: Reply) -> None:
-    task = asyncio.get_running_loop().create_task(close(reply.chunks))
-    _closing.add(task)
-    task.add_done_callback(_closing.discard)
 
 
 def _told(error: BaseException) -> FaasdError:

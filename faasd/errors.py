@@ -11,6 +11,7 @@ FaasdError
 │   └── FunctionNotFound
 ├── Conflict              409  the state does not allow it (yet)
 ├── IdempotencyMismatch   422  one key, two different requests
+├── RequestTimeout        408  the rest of a request does not come
 ├── BodyTooLarge          413
 ├── DeployFailed          422  the user's code does not start; the old revision goes on serving
 ├── QueueFull             429  shed at the door
@@ -138,6 +139,13 @@ class IdempotencyMismatch(FaasdError):
     status = 422
     code = "idempotency_mismatch"
     default_remedy = "Use a new Idempotency-Key for a different request."
+
+
+class RequestTimeout(FaasdError):
+    status = 408
+    code = "request_timeout"
+    retryable = True
+    default_remedy = "Send the body without long pauses, or raise FAASD_HTTP_PATIENCE_S."
 
 
 class BodyTooLarge(FaasdError):

@@ -56,7 +56,7 @@ class ControllerSettings(BaseSettings):
         None, description="shared by the controller and its workers, 16 characters or more"
     )
     routing: str = Field(
-        "least-outstanding",
+        "auto",
         pattern=f"^({'|'.join(ROUTERS)})$",
         description="how calls are spread over the workers: " + ", ".join(ROUTERS),
     )
@@ -76,7 +76,7 @@ class ControllerSettings(BaseSettings):
     http_patience_s: float = Field(
         30.0,
         gt=0,
-        description="a request that does not arrive whole, or a reply not taken, so long",
+        description="a head not whole, or a body or reply that gets no further, ends it after so long",
     )
 
     @model_validator(mode="after")

@@ -10,6 +10,8 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
 
+from faasd.errors import HandlerError
+
 PIECE = 1 << 18
 
 
@@ -42,12 +44,14 @@ class Spool:
             view = view[written:]
 
     def pieces(self) -> Iterator[bytes]:
-        """All of it, in pieces of PIECE bytes at most. Raises ValueError if it was cut short."""
+        """All of it, in pieces of PIECE bytes at most. Raises HandlerError if it was cut short:
+        the instance that wrote it holds it too.
+        """
         at = 0
         while at < self._size:
             piece = os.pread(self.fd, min(PIECE, self._size - at), at)
             if not piece:
-                raise ValueError("a body was cut short")
+                raise HandlerError("The function cut a body short on its way.")
             at += len(piece)
             yield piece
 

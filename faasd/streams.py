@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import TypeVar
 
 T_co = TypeVar("T_co", covariant=True)
+
+_closing: set[asyncio.Task[None]] = set()
 
 
 class Closable(AsyncIterator[T_co]):
@@ -44,3 +47,10 @@ async def close(items: object) -> None:
     aclose = getattr(items, "aclose", None)
     if aclose is not None:
         await aclose()
+
+
+def close_soon(items: object) -> None:
+    """The same for one who cannot wait."""
+    task = asyncio.get_running_loop().create_task(close(items))
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)

@@ -138,15 +138,22 @@ class InstanceLink:
 
     def _call_one(self, call: Call) -> None:
         identity, meta, body = call
-        if len(body) >= LARGE:
-            self._call_beside((call,))
-        else:
-            self._send(packed(("call", (call,))))
         request = meta["request_id"]
-        if not self._requests:
+        idle = not self._requests
+        if idle:
             for pipe in self.pipes:
                 pipe.switch(request)
         self._requests[identity] = request
+        if len(body) >= LARGE:
+            self._call_beside((call,))
+            return
+        frame = packed(("call", (call,)))
+        if idle and not self._outgoing:
+            # There is nothing that this could be joined with.
+            self._outgoing.append((_LENGTH.pack(len(frame)) + frame, ()))
+            self._flush()
+        else:
+            self._send(frame)
 
     def _call_beside(self, calls: Sequence[Call]) -> None:
         """Send calls with their large bodies as files in memory, as far as one message can hold."""

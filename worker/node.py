@@ -258,6 +258,7 @@ class Node:
             template_keep_alive_s=self._settings.template_keep_alive_s,
             cancel_grace_s=self._settings.cancel_grace_s,
             emptied=self._on_emptied,
+            cores=self._cpus,
             tally=self.load,
         )
 
@@ -344,15 +345,16 @@ class Node:
         seen = {service: service.pids() for service in self._everything()}
         measured = await asyncio.to_thread(self._read_memory, seen)
         total = 0.0
-        for service, (template_mb, private, pss) in measured.items():
+        for service, (template_mb, private, pss, cpu_s) in measured.items():
             service.measured(template_mb, private, pss)
+            service.used_processor(cpu_s)
             total += pss
         self._used_mb = total
         self._keep_within_budget()
 
     def _read_memory(
         self, seen: dict[RevisionService, tuple[list[int], dict[int, list[int]]]]
-    ) -> dict[RevisionService, tuple[float, dict[int, float], float]]:
+    ) -> dict[RevisionService, tuple[float, dict[int, float], float, dict[int, float]]]:
         self._sandboxes.measure()
         measured = {}
         for service, (template, instances) in seen.items():
@@ -362,7 +364,8 @@ class Node:
                 found = [processes.memory(pid) for pid in pids]
                 private[number] = sum(one.private_mb for one in found)
                 total += sum(one.pss_mb for one in found)
-            measured[service] = (template_mb, private, total)
+            cpu_s = {one: sum(map(processes.cpu_s, pids)) for one, pids in instances.items()}
+            measured[service] = (template_mb, private, total, cpu_s)
         return measured
 
     def _keep_within_budget(self) -> None:

@@ -21,6 +21,7 @@ from faasd.policies.keepalive import KeepAlive
 from faasd.policies.queueing import places as queueing
 from faasd.policies.queueing.discipline import ServiceTimes
 from faasd.policies.queueing.queue import CallQueue
+from faasd.policies.queueing.sessions import SessionCall, Sessions
 from faasd.policies.readahead import ReadAhead
 from faasd.policies.scaling import ConcurrencyScaling, Demand
 
@@ -165,6 +166,8 @@ class Pool:
         self.keep_alive = keep_alive
         self._queue = CallQueue(weights=limits.weights, default_slo_s=limits.slo_s)
         self._displaced: list[CallId] = []
+        self._sessions = Sessions()
+        self._session_of: dict[CallId, str] = {}
         self._times = ServiceTimes()
         self._where: dict[CallId, int] = {}
         self._instances: dict[int, _Instance] = {}
@@ -182,6 +185,10 @@ class Pool:
         self._start_s: float | None = None
         self.min_instances = limits.min_instances
         self.may_grow = True
+        self.at_once: int | None = None
+        """How many instances are of use at once, where that is less than there may be."""
+        self.run_s = 0.0
+        """For how long calls have run in all."""
         self.read_ahead: ReadAhead | None = None
         """Set by the shell for instances that serve one call after the other."""
 
@@ -199,14 +206,14 @@ class Pool:
             starting=by_state.count(InstanceState.STARTING),
             idle=by_state.count(InstanceState.IDLE),
             busy=by_state.count(InstanceState.BUSY),
-            queued=len(self._queue),
+            queued=len(self._queue) + len(self._sessions),
             running=len(self._where),
         )
 
     @property
     def empty(self) -> bool:
         """Nothing is here: a retired pool that is empty can be forgotten."""
-        return not (len(self._queue) or self._instances) and self._sandbox is SandboxState.ABSENT
+        return not (self.waiting or self._instances) and self._sandbox is SandboxState.ABSENT
 
     @property
     def retired(self) -> bool:
@@ -215,7 +222,7 @@ class Pool:
     @property
     def waiting(self) -> bool:
         """Whether any call is queued."""
-        return len(self._queue) > 0
+        return len(self._queue) > 0 or len(self._sessions) > 0
 
     @property
     def failing(self) -> bool:
@@ -231,37 +238,47 @@ class Pool:
         slo_s: float | None = None,
         priority: int = 0,
         tenant: str = "",
+        session: str = "",
     ) -> bool:
         """Queue a call: whether there is anything to decide before some other event.
 
         Raises QueueFull when the queue is at its limit and no instance is free, unless the tenant
         holds less than its share of the queue: another's call is displaced then.
         """
-        queued = len(self._queue)
+        queued = len(self._queue) + len(self._sessions)
         if queued >= self._limits.queue and queued >= self._free_places():
             self._make_room(tenant, priority)
         self.keep_alive.arrived(now)
         self._used_at = now
+        if session:
+            self._session_of[call] = session
+            instance = self._instances.get(self._sessions.instance(session) or 0)
+            if instance is not None and instance.state is not InstanceState.STOPPING:
+                waits = SessionCall(call, now, deadline, slo_s, priority, tenant)
+                self._sessions.wait(instance.id, waits)
+                return True
         self._queue.push(
             call, now, deadline=deadline, slo_s=slo_s, priority=priority, tenant=tenant
         )
         return deadline is not None or not self._stuck or bool(self._displaced)
 
     def _make_room(self, tenant: str, priority: int) -> None:
-        match self._queue.admit(tenant, priority, places=self._limits.queue):
+        places = max(self._limits.queue, self._free_places()) - len(self._sessions)
+        match self._queue.admit(tenant, priority, places=max(0, places)):
             case queueing.Displace(call):
                 self._queue.remove(call)
                 self._displaced.append(call)
             case queueing.Refuse():
                 raise QueueFull(
-                    f"{len(self._queue)} invocations are waiting, the most that are queued "
+                    f"{self.statistics().queued} invocations are waiting, the most that are queued "
                     "for this function on one worker.",
                     retry_after_s=self._expected_wait_s(),
                 )
 
     def cancel(self, call: CallId) -> int | None:
         """Forget a queued call, or name the instance that runs it, or None when it is gone."""
-        if self._queue.remove(call):
+        if self._queue.remove(call) or self._sessions.remove(call):
+            self._session_of.pop(call, None)
             return None
         return self._where.get(call)
 
@@ -281,6 +298,7 @@ class Pool:
         took = now - instance.dispatched_at if took_s is None else took_s
         self._queue.finished(call, took)
         self._times.observe(took, now)
+        self.run_s += took
         if self.read_ahead is not None:
             self.read_ahead.ended(took_s)
             instance.dispatched_at = now
@@ -341,6 +359,8 @@ class Pool:
             self.instance_failed(identity, now, final=False)
             return []
         del self._instances[identity]
+        if len(self._sessions):
+            self._free_sessions(identity, now)
         if instance.state is InstanceState.IDLE and not instance.dispatched_at:
             # It ended by itself before it was of any use; the next one may do the same.
             self._useless += 1
@@ -359,6 +379,18 @@ class Pool:
             self._queue.finished(call, now - instance.dispatched_at)
         return sorted(lost)
 
+    def _free_sessions(self, identity: int, now: float) -> None:
+        """What waited for an instance that is gone may go to any other."""
+        for one in self._sessions.ended(identity):
+            self._queue.push(
+                one.id,
+                now,
+                deadline=one.deadline,
+                slo_s=one.slo_s,
+                priority=one.priority,
+                tenant=one.tenant,
+            )
+
     def stopping(self, identity: int) -> None:
         """The shell is ending this instance (timeout, cancellation): it gets no more calls."""
         instance = self._instances.get(identity)
@@ -371,7 +403,7 @@ class Pool:
 
     def spare(self) -> list[tuple[float, int]]:
         """Instances that nothing needs now: since when, longest first, and which."""
-        if len(self._queue):
+        if self.waiting:
             return []
         minimum = 0 if self._retired else self.min_instances
         idle = [i for i in self._instances.values() if i.state is InstanceState.IDLE]
@@ -388,7 +420,7 @@ class Pool:
 
     def idle_since(self) -> float | None:
         """Since when nothing here was used, or None while something is."""
-        busy = len(self._queue) or self._where or self._sandbox is SandboxState.OPENING
+        busy = self.waiting or self._where or self._sandbox is SandboxState.OPENING
         return None if busy else self._used_at
 
     def evict(self) -> list[Action]:
@@ -408,38 +440,50 @@ class Pool:
         """
         actions: list[Action] = []
         if self._displaced:
-            actions += [Displace(call) for call in self._displaced]
+            actions += [Displace(call) for call in self._forgotten(self._displaced)]
             self._displaced = []
         queue = self._queue
+        if len(self._sessions):
+            actions += [Expire(call) for call in self._forgotten(self._sessions.expired(now))]
+            self._serve_sessions(now, actions)
         if len(queue):
             self._expire(now, actions)
         if self._failed_until is not None:
             actions += self._failed(now)
         if len(queue):
             self._dispatch(now, actions)
+            if len(queue):
+                # There is no room any more, and what must wait may come too late for that.
+                self._expire(now, actions)
         if len(queue) or self._hold_template or self.min_instances:
             actions += self._grow(now)
         if len(queue):
             self._stuck = self._limits.batch == 1 and self._is_full
         else:
-            actions += self._shrink(now)
+            if not len(self._sessions):
+                actions += self._shrink(now)
             self._stuck = False
         return actions
 
     def next_wakeup(self, now: float) -> float | None:
         """When `decide` has something to do without an event in between, or None."""
+        deadline = self._queue.next_deadline()
+        if self._stuck and deadline is None and self._failed_until is None:
+            return self._sessions.next_deadline() if len(self._sessions) else None
         times = []
         idle = [i for i in self._instances.values() if i.state is InstanceState.IDLE]
+        if len(self._sessions) and (due := self._sessions.next_deadline()) is not None:
+            times.append(due)
         arrived = self._queue.oldest_arrival()
         if arrived is not None:
-            deadline = self._queue.next_deadline(exec_s=self._sure_s(now))
             if deadline is not None:
-                times.append(deadline)
+                sooner = self._queue.next_deadline(exec_s=self._sure_s(now))
+                times.append(deadline if sooner is None else sooner)
             if idle and self._limits.batch > 1:
                 times.append(arrived + self._limits.batch_wait_s)
             if self._start_s is not None and now - arrived < self._start_s and not self._is_full:
                 times.append(arrived + self._start_s)
-        elif idle and len(self._live()) > self.min_instances:
+        elif idle and not len(self._sessions) and len(self._live()) > self.min_instances:
             times.append(min(i.idle_since for i in idle) + self.keep_alive.idle_s())
         if self._failed_until is not None and (arrived is not None or self._wants_any()):
             times.append(self._failed_until)
@@ -451,14 +495,23 @@ class Pool:
         """Drop what cannot be answered in time any more; nobody is served by running it."""
         if self._queue.next_deadline() is not None:
             late = self._queue.expired(now, exec_s=self._sure_s(now))
+            self._forgotten([one.call for one in late])
             actions += [Expire(one.call, one.left_s) for one in late]
 
+    def _forgotten(self, calls: list[CallId]) -> list[CallId]:
+        """The calls, which will not run: to what sessions they belonged is of no use any more."""
+        if self._session_of:
+            for call in calls:
+                self._session_of.pop(call, None)
+        return calls
+
     def _sure_s(self, now: float) -> float | None:
-        """What nearly every call takes, where that is known and an instance is there to take it."""
+        """What nearly every call takes, where that is known, and where calls must wait at all."""
         there = (InstanceState.IDLE, InstanceState.BUSY)
         if self._limits.batch > 1 or all(i.state not in there for i in self._instances.values()):
             return None
-        return self._times.within_s(now)
+        room = sum(map(self._has_room, self._instances.values()))
+        return self._times.within_s(now) if len(self._queue) > room else None
 
     def _failed(self, now: float) -> list[Action]:
         if self._failed_until is None:
@@ -468,7 +521,7 @@ class Pool:
             return []
         if any(i.state is not InstanceState.STARTING for i in self._instances.values()):
             return []
-        return [Fail(call) for call in self._queue.clear()]
+        return [Fail(call) for call in self._forgotten(self._queue.clear())]
 
     def _note_failure(self, now: float, *, final: bool) -> None:
         self._failures += 1
@@ -500,7 +553,29 @@ class Pool:
                 instance.dispatched_at = now
             elif self.read_ahead is None:
                 instance.dispatched_at = now
+            if self._session_of:
+                self._note_sessions(calls, instance.id)
             actions.append(Dispatch(instance.id, tuple(calls), tuple(kinds)))
+
+    def _note_sessions(self, calls: list[CallId], instance: int) -> None:
+        for call in calls:
+            session = self._session_of.pop(call, None)
+            if session is not None:
+                self._sessions.served(session, instance)
+
+    def _serve_sessions(self, now: float, actions: list[Action]) -> None:
+        """Calls that wait for one instance go before all others there."""
+        for identity in self._sessions.waited_for():
+            instance = self._instances[identity]
+            while self._has_room(instance) and (one := self._sessions.next(identity)) is not None:
+                self._where[one.id] = identity
+                instance.calls[one.id] = None
+                if instance.state is InstanceState.IDLE:
+                    instance.become(InstanceState.BUSY)
+                instance.dispatched_at = now
+                self._note_sessions([one.id], identity)
+                kind = StartKind.WARM if one.arrived >= instance.ready_at else StartKind.FORK
+                actions.append(Dispatch(identity, (one.id,), (kind,)))
 
     def _kind(self, call: CallId, instance: _Instance) -> StartKind:
         arrived = self._queue.arrival(call)
@@ -586,8 +661,19 @@ class Pool:
     @property
     def _is_full(self) -> bool:
         """Whether there are all the instances there may be: a queue then waits for one of them."""
-        full = len(self._instances) >= self._limits.max_instances
+        full = len(self._instances) >= self._most
         return full and self._sandbox is SandboxState.READY
+
+    @property
+    def _most(self) -> int:
+        """Instances that there may be."""
+        most = self._limits.max_instances
+        return most if self.at_once is None else max(self.min_instances, min(most, self.at_once))
+
+    @property
+    def exec_cv2(self) -> float | None:
+        """Squared coefficient of variation of run times, once it is known."""
+        return self._times.cv2
 
     def _live(self) -> list[_Instance]:
         return [i for i in self._instances.values() if i.state is not InstanceState.STOPPING]
@@ -600,7 +686,7 @@ class Pool:
     def _missing(self, now: float) -> int:
         live = self._live()
         minimum = 0 if self._retired else self.min_instances
-        scaling = ConcurrencyScaling(minimum=minimum, maximum=self._limits.max_instances)
+        scaling = ConcurrencyScaling(minimum=minimum, maximum=self._most)
         running = sum(self._places_taken(instance) for instance in live)
         queued = len(self._queue)
         if queued and self.read_ahead is not None:
@@ -619,7 +705,7 @@ class Pool:
         if not self.may_grow and self._instances:
             return 0
         # Instances that are ending still hold memory: they count against the maximum.
-        return min(missing, self._limits.max_instances - len(self._instances))
+        return min(missing, self._most - len(self._instances))
 
     def _places_taken(self, instance: _Instance) -> int:
         """A batch under way takes nothing more on, however small it is, nor does a doubted one."""
@@ -655,7 +741,7 @@ class Pool:
         return (
             self._sandbox is SandboxState.READY
             and not self._hold_template
-            and not len(self._queue)
+            and not self.waiting
             and all(i.state is InstanceState.STOPPING for i in self._instances.values())
         )
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+_TICKS = os.sysconf("SC_CLK_TCK")
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:
@@ -32,6 +34,16 @@ def memory(pid: int) -> Memory:
         elif line.startswith(("Private_Clean:", "Private_Dirty:")):
             private += int(line.split()[1])
     return Memory(pss / 1024, private / 1024)
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time that a process has used by now; zero for one that is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        user, system = stat.rpartition(")")[2].split()[11:13]
+    except (OSError, ValueError):
+        return 0.0
+    return (int(user) + int(system)) / _TICKS
 
 
 def pss_mb(pids: Iterable[int]) -> float:

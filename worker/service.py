@@ -42,6 +42,7 @@ from faasd.invocation import (
 )
 from faasd.policies.keepalive import keep_alive
 from faasd.policies.placement import Placement, Refusal
+from faasd.policies.queueing.discipline import ProcessorUse, sharing
 from faasd.policies.readahead import ReadAhead
 from faasd.streams import Closable
 from faasd.telemetry import get_logger
@@ -83,6 +84,7 @@ class RevisionService:
         template_keep_alive_s: float,
         cancel_grace_s: float,
         emptied: Callable[[RevisionService], None],
+        cores: int,
         tally: Tally,
     ) -> None:
         spec = revision.spec
@@ -109,6 +111,10 @@ class RevisionService:
         self._cancel_grace_s = cancel_grace_s
         self._timeout_s = spec.limits.timeout_s
         self._emptied = emptied
+        self._cores = cores
+        self._processor = ProcessorUse()
+        self._cpu_s: dict[int, float] = {}
+        self._run_s = 0.0
         self._tally = tally
         self._sandbox: Sandbox | None = None
         self._generation = 0
@@ -148,6 +154,7 @@ class RevisionService:
             slo_s=invocation.slo_s,
             priority=invocation.priority,
             tenant=invocation.tenant,
+            session=invocation.session,
         )
         self._pending[pending.id] = pending
         self._tally.arrived()
@@ -235,6 +242,21 @@ class RevisionService:
                         f"[resources] memory_mb = {limit}."
                     ),
                 )
+
+    def used_processor(self, cpu_s: dict[int, float]) -> None:
+        """Processor time that each instance has used by now: how many of them are of use at once."""
+        if self.pool.read_ahead is None:
+            return
+        used_s = sum(now - self._cpu_s.get(number, 0.0) for number, now in cpu_s.items())
+        run_s, self._run_s = self.pool.run_s - self._run_s, self.pool.run_s
+        self._cpu_s = cpu_s
+        self._processor.observe(used_s, run_s)
+        cv2 = self.pool.exec_cv2
+        limit = self.revision.spec.limits.max_instances
+        if cv2 is None or not self._processor.computes:
+            self.pool.at_once = None
+        else:
+            self.pool.at_once = sharing(cv2, self._cores, limit=limit)
 
     def gpu_users(self) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
         """Processes by the names under which GPUs are held: of each instance, of the template.

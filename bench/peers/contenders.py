@@ -36,6 +36,7 @@ class Peer:
 
 
 _MOSEC = ("mosec==0.9.8",)
+_FLOOR = ("uvloop==0.23.0", "msgpack==1.2.4")
 PEERS = {
     peer.name: peer
     for peer in (
@@ -87,6 +88,8 @@ PEERS = {
             "bentoml",
             note="batchable, max_batch_size=16; it chooses the wait itself",
         ),
+        Peer("protocol", "protocol_server.py", _FLOOR, ("echo",), "floor", ("flat",)),
+        Peer("protocol-hop", "protocol_server.py", _FLOOR, ("echo",), "floor", ("hop",)),
         Peer("ray", "ray_server.py", ("ray[serve]==2.60.0",), ("echo", "mlp"), "ray"),
     )
 }

@@ -27,6 +27,7 @@ from faasd.errors import (
     InternalError,
     InvalidSpec,
     NotFound,
+    RequestTimeout,
     StorageFull,
 )
 from faasd.spec import check_name
@@ -53,6 +54,8 @@ class Parts:
     openapi: bytes
     artifact_max_mb: float
     code_max_mb: float
+    patience_s: float
+    """How long to wait for more of a body."""
 
 
 PARTS: web.AppKey[Parts] = web.AppKey("parts", Parts)
@@ -130,6 +133,10 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
     request[REQUEST_ID] = _request_id(request)
     try:
         response = await handler(request)
+    except RequestTimeout as error:
+        response = problem(request, error)
+        response.force_close()
+        return response
     except FaasdError as error:
         return problem(request, error)
     except web.HTTPRequestEntityTooLarge:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
 
 from aiohttp import web
 
-from faasd.errors import BadRequest, BodyTooLarge
+from controller.http.app import PARTS
+from faasd.errors import BadRequest, BodyTooLarge, RequestTimeout
 from faasd.spec import FunctionSpec
 from faasd.spool import Body, Spool
+
+T = TypeVar("T")
 
 _CHUNK = 1 << 18
 _SMALL = 1 << 20
@@ -27,8 +30,18 @@ def check_size(spec: FunctionSpec, size: int) -> None:
         )
 
 
+async def in_time(request: web.Request, more: Awaitable[T]) -> T:
+    """What comes next of a request's body. Raises RequestTimeout when nothing does for long."""
+    patience_s = request.app[PARTS].patience_s
+    try:
+        async with asyncio.timeout(patience_s):
+            return await more
+    except TimeoutError:
+        raise RequestTimeout(f"Nothing more of the body came for {patience_s:g} s.") from None
+
+
 async def read_body(request: web.Request, limit: int) -> bytes:
-    """The whole body. Raises BodyTooLarge as soon as it is known to be."""
+    """The whole body. Raises BodyTooLarge as soon as it is known to be, or RequestTimeout."""
     if not request.body_exists:
         return b""
     if (request.content_length or 0) > limit:
@@ -40,7 +53,7 @@ async def read_body(request: web.Request, limit: int) -> bytes:
             raise _too_large(limit)
         return whole
     body = bytearray()
-    async for chunk in request.content.iter_any():
+    async for chunk in chunks(request):
         body += chunk
         if len(body) > limit:
             raise _too_large(limit)
@@ -54,7 +67,7 @@ async def take_body(request: web.Request, limit: int) -> Body:
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
     begun, spool = bytearray(), None
-    async for chunk in request.content.iter_any():
+    async for chunk in chunks(request):
         if spool is None and len(begun) + len(chunk) > _SMALL:
             spool = Spool()
             spool.write(begun)
@@ -68,7 +81,7 @@ async def take_body(request: web.Request, limit: int) -> Body:
 
 
 async def read_json(request: web.Request) -> dict[str, Any]:
-    """A small JSON object; an empty body is an empty object. Raises BadRequest."""
+    """A small JSON object; an empty body is an empty object. Raises BadRequest too."""
     body = await read_body(request, _SMALL)
     if not body.strip():
         return {}
@@ -84,12 +97,9 @@ async def read_json(request: web.Request) -> dict[str, Any]:
     return value
 
 
-async def chunks(content: asyncio.StreamReader | Any) -> AsyncIterator[bytes]:
-    """The content of an upload, piece by piece."""
-    while True:
-        chunk = await content.read(_CHUNK)
-        if not chunk:
-            return
+async def chunks(request: web.Request) -> AsyncIterator[bytes]:
+    """The body as it comes, piece by piece. Raises RequestTimeout."""
+    while chunk := await in_time(request, request.content.read(_CHUNK)):
         yield chunk
 
 

@@ -21,12 +21,12 @@ from controller.auth import Caller, Keys
 from controller.gateway import Flight, Gateway
 from controller.http.bodies import check_size
 from controller.http.head import EVENTS, Head, Heads
-from controller.http.replies import broken_off, problem, reply_headers, sendable
+from controller.http.replies import BODYLESS, broken_off, problem, reply_headers, sendable
 from controller.registry import Registry
 from faasd import clock
 from faasd.errors import FaasdError, InternalError
 from faasd.invocation import Invocation, Reply
-from faasd.streams import close
+from faasd.streams import close, close_soon
 from faasd.telemetry import get_logger
 
 log = get_logger("controller.http")
@@ -38,7 +38,9 @@ _MUCH = 1 << 18
 _SWEEP_S = 5.0
 _REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 _OK = 200
-_BODYLESS = (204, 304)
+# How many bytes to wait for until the end of a head is looked for again.
+_ANY = 1
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +56,8 @@ class Lobby:
     patience_s: float
     heads: Heads = field(default_factory=Heads)
     fronts: set[Front] = field(default_factory=set)
+    passed_on: dict[asyncio.Transport, tuple[int, float]] = field(default_factory=dict)
+    """Connections that are aiohttp's: the bytes of replies not taken, and since when so many."""
     closing: bool = False
     _sweep: asyncio.TimerHandle | None = None
     _date: str = ""
@@ -62,7 +66,12 @@ class Lobby:
     def entered(self, front: Front) -> None:
         self.fronts.add(front)
         if self._sweep is None:
-            self._sweep = asyncio.get_running_loop().call_later(_SWEEP_S, self._look_round)
+            self._sweep_later()
+
+    def pass_on(self, front: Front, transport: asyncio.Transport) -> None:
+        """The front serves its connection no more; aiohttp, which waits for ever, does."""
+        self.fronts.discard(front)
+        self.passed_on[transport] = (0, 0.0)
 
     def date(self, now: float) -> str:
         """The time as HTTP tells it."""
@@ -87,14 +96,28 @@ class Lobby:
                 return
             await asyncio.sleep(0.02)
 
-    def _look_round(self) -> None:
+    def look_round(self, now: float) -> None:
         """End the connections that nothing is to be expected of."""
-        self._sweep = None
-        now = clock.monotonic()
         for front in list(self.fronts):
             front.look_at_watch(now)
-        if self.fronts:
-            self._sweep = asyncio.get_running_loop().call_later(_SWEEP_S, self._look_round)
+        for transport, (before, since) in list(self.passed_on.items()):
+            unsent = transport.get_write_buffer_size()
+            if transport.is_closing() and not unsent:
+                del self.passed_on[transport]
+            elif unsent != before:
+                self.passed_on[transport] = (unsent, now)
+            elif unsent and now - since > self.patience_s:
+                transport.abort()
+
+    def _sweep_now(self) -> None:
+        self._sweep = None
+        self.look_round(clock.monotonic())
+        if self.fronts or self.passed_on:
+            self._sweep_later()
+
+    def _sweep_later(self) -> None:
+        pause_s = min(_SWEEP_S, self.keep_alive_s / 2, self.patience_s / 2)
+        self._sweep = asyncio.get_running_loop().call_later(pause_s, self._sweep_now)
 
 
 class Front(asyncio.Protocol):
@@ -140,6 +163,8 @@ class Front(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._drained = asyncio.Event()
+        # Who takes no replies gets no more of them.
+        self._read_on()
 
     def resume_writing(self) -> None:
         if self._drained is not None:
@@ -150,14 +175,17 @@ class Front(asyncio.Protocol):
         self._read_on()
 
     def data_received(self, data: bytes) -> None:
-        if self._head is not None or self._buffer:
-            self._buffer += data
-            if self._head is not None or len(self._buffer) < self._wanted:
-                self._read_on()
-                return
-            self._take_buffer()
+        busy = self._head is not None or self._drained is not None
+        if not busy and not self._buffer:
+            self._take(data)
             return
-        self._take(data)
+        self._buffer += data
+        if self._wanted > _ANY:
+            self._since = clock.monotonic()
+        if busy or len(self._buffer) < self._wanted:
+            self._read_on()
+        else:
+            self._take_buffer()
 
     def look_at_watch(self, now: float) -> None:
         """End this connection if its peer has been idle, or in the midst of something, for long."""
@@ -180,6 +208,10 @@ class Front(asyncio.Protocol):
     def answered(self, reply: Reply) -> None:
         self._flight = None
         if reply.chunks is not None:
+            if self._transport.is_closing():
+                # A task would be cancelled before it had begun, and its chunks stay open.
+                close_soon(reply.chunks)
+                return
             self._task = asyncio.get_running_loop().create_task(self._stream(reply))
             return
         if not reply.headers and reply.status == _OK and sendable(reply.content_type):
@@ -205,18 +237,18 @@ class Front(asyncio.Protocol):
         end = data.find(b"\r\n\r\n")
         if end < 0:
             if len(data) < _LONGEST_HEAD:
-                self._wait_for_more(data, 0)
+                self._wait_for_more(data, _ANY)
             else:
-                self._hand_over(data)
+                self._hand_over(data, len(data))
             return
         if self._lobby.closing:
             self._transport.close()
             return
         head = self._lobby.heads.read(bytes(data[:end]))
-        if head is None or head.length > LARGEST_WHOLE:
-            self._hand_over(data)
-            return
         end += 4
+        if head is None or head.length > LARGEST_WHOLE:
+            self._hand_over(data, end)
+            return
         stop = end + head.length
         if len(data) < stop:
             self._wait_for_more(data, stop)
@@ -227,7 +259,8 @@ class Front(asyncio.Protocol):
         self._begin(head, bytes(memoryview(data)[end:stop]))
 
     def _wait_for_more(self, data: bytes | bytearray, wanted: int) -> None:
-        if not self._wanted:
+        if wanted != self._wanted:
+            # A head must come whole in time; of a body something more, again and again.
             self._since = clock.monotonic()
         self._buffer = data if isinstance(data, bytearray) else bytearray(data)
         self._wanted = wanted
@@ -276,7 +309,10 @@ class Front(asyncio.Protocol):
             head.events,
             *head.wishes.of(caller, spec.scheduling.priority),
         )
-        self._flight = self._lobby.gateway.begin(invocation, self)
+        flight = self._lobby.gateway.begin(invocation, self)
+        if self._head is not None:
+            # Nor was it answered while it was begun.
+            self._flight = flight
 
     def _reply_plainly(self, reply: Reply) -> None:
         """What `_reply` would send of most replies, made at once."""
@@ -298,7 +334,7 @@ class Front(asyncio.Protocol):
     def _reply(self, status: int, headers: dict[str, str], body: bytes) -> None:
         if self._transport.is_closing():
             return
-        if status in _BODYLESS:
+        if status in BODYLESS:
             body = b""
         else:
             headers["Content-Length"] = str(len(body))
@@ -352,20 +388,19 @@ class Front(asyncio.Protocol):
         begun = False
         try:
             headers = reply_headers(reply, self._request_id)
-            if reply.length is None:
+            chunked = reply.length is None and reply.status not in BODYLESS
+            if chunked:
                 headers["Transfer-Encoding"] = "chunked"
-            else:
+            elif reply.status not in BODYLESS:
                 headers["Content-Length"] = str(reply.length)
-            if reply.content_type == EVENTS:
-                headers["Cache-Control"] = "no-cache"
             await self._write(self._start(reply.status, headers))
             begun = True
             async for chunk in chunks:
-                if reply.length is not None:
+                if chunked:
+                    await self._write_chunk(chunk)
+                elif reply.status not in BODYLESS:
                     await self._write(chunk)
-                elif chunk:
-                    await self._write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
-            if reply.length is None:
+            if chunked:
                 self._transport.write(b"0\r\n\r\n")
         except FaasdError as error:
             if begun:
@@ -397,16 +432,28 @@ class Front(asyncio.Protocol):
         if self._drained is not None:
             await self._drained.wait()
 
-    def _hand_over(self, data: bytes | bytearray) -> None:
-        """The connection is aiohttp's from now on, and so is what was read of it."""
+    async def _write_chunk(self, chunk: bytes) -> None:
+        if chunk:
+            await self._write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+
+    def _hand_over(self, data: bytes | bytearray, end: int) -> None:
+        """The connection is aiohttp's from now on, and so is what was read of it.
+
+        What follows the first request, whose head goes up to `end`, comes by itself: in one piece
+        with something that is no request, or may not follow, the first would be refused too.
+        """
         transport = self._transport
-        self._lobby.fronts.discard(self)
+        self._lobby.pass_on(self, transport)
         if self._paused:
+            self._paused = False
             transport.resume_reading()
         protocol = self._lobby.hand_over()
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
-        protocol.data_received(bytes(data))
+        cut = _cut_of(data, end)
+        protocol.data_received(bytes(data[:cut]))
+        if len(data) > cut:
+            protocol.data_received(bytes(data[cut:]))
 
     def _leave(self) -> None:
         """The connection is gone, and nobody is left to take a reply."""
@@ -417,6 +464,15 @@ class Front(asyncio.Protocol):
         if self._task is not None:
             self._task.cancel()
         self._buffer.clear()
+
+
+def _cut_of(data: bytes | bytearray, end: int) -> int:
+    """Where to cut what begins with a request whose head goes up to `end`."""
+    if b"chunked" not in data[:end].lower():
+        return end
+    # Cut before its end, chunks that turn out to be none would never be answered.
+    last = data.find(_LAST_CHUNK, end - 2)
+    return len(data) if last < 0 else last + len(_LAST_CHUNK)
 
 
 def _defect() -> FaasdError:

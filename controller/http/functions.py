@@ -12,7 +12,7 @@ from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from controller.http.app import CALLER, FOLLOWERS, PARTS, REQUEST_ID
-from controller.http.bodies import chunks, read_json
+from controller.http.bodies import chunks, in_time, read_json
 from controller.http.parameters import full_name, query_flag, query_int
 from controller.http.replies import problem_object
 from controller.links import Progress
@@ -114,18 +114,19 @@ async def _read_form(request: web.Request) -> tuple[FunctionSpec, str, dict[str,
             remedy=_FORM_REMEDY,
         )
     try:
-        async for part in await request.multipart():
+        form = await request.multipart()
+        while (part := await in_time(request, form.next())) is not None:
             if not isinstance(part, BodyPartReader):
                 raise BadRequest("Parts within parts are not accepted.", remedy=_FORM_REMEDY)
             if part.name == "spec":
                 content_type = part.headers.get("Content-Type", "application/toml")
-                spec = parse_spec(await _read_part(part, MAX_SPEC_BYTES), content_type)
+                spec = parse_spec(await _read_part(request, part, MAX_SPEC_BYTES), content_type)
             elif part.name == "code":
                 code = await parts.blobs.put(
-                    _part_chunks(part), sha256=None, max_mb=parts.code_max_mb
+                    _part_chunks(request, part), sha256=None, max_mb=parts.code_max_mb
                 )
             elif part.name == "artifacts":
-                artifacts = _digests(await _read_part(part, MAX_SPEC_BYTES))
+                artifacts = _digests(await _read_part(request, part, MAX_SPEC_BYTES))
             else:
                 raise BadRequest(
                     f"Unknown part {str(part.name)[:40]!r}: accepted are spec, code, artifacts.",
@@ -140,14 +141,14 @@ async def _read_form(request: web.Request) -> tuple[FunctionSpec, str, dict[str,
     return spec, code, artifacts
 
 
-async def _part_chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
-    while chunk := await part.read_chunk(1 << 18):
+async def _part_chunks(request: web.Request, part: BodyPartReader) -> AsyncIterator[bytes]:
+    while chunk := await in_time(request, part.read_chunk(1 << 18)):
         yield chunk
 
 
-async def _read_part(part: BodyPartReader, limit: int) -> bytes:
+async def _read_part(request: web.Request, part: BodyPartReader, limit: int) -> bytes:
     body = bytearray()
-    async for chunk in _part_chunks(part):
+    async for chunk in _part_chunks(request, part):
         body += chunk
         if len(body) > limit:
             raise BodyTooLarge(
@@ -272,5 +273,5 @@ async def put_artifact(request: web.Request) -> web.Response:
     sha256 = check_digest(request.match_info["sha256"])
     if parts.blobs.has(sha256):
         return web.json_response({"sha256": sha256}, status=200)
-    await parts.blobs.put(chunks(request.content), sha256=sha256, max_mb=parts.artifact_max_mb)
+    await parts.blobs.put(chunks(request), sha256=sha256, max_mb=parts.artifact_max_mb)
     return web.json_response({"sha256": sha256}, status=201)

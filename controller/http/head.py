@@ -11,7 +11,6 @@ import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from controller.http.wishes import Wishes, wishes
 from faasd.errors import BadRequest, InvalidSpec
@@ -34,11 +33,14 @@ _REQUEST_ID = re.compile(REQUEST_ID_PATTERN)
 _LINE = re.compile(rb"POST /invoke/([0-9A-Za-z._-]+) HTTP/1\.1")
 _FIELD = re.compile(rb"([0-9A-Za-z!#$%&'*+.^_`|~-]+):[ \t]*((?:[!-~](?:[ \t!-~]*[!-~])?)?)[ \t]*")
 _LENGTH = re.compile(r"[0-9]{1,12}")
-_ONCE = frozenset({"authorization", "connection", "content-length", "content-type", "host"})
 _ASKS_FOR_MORE = frozenset({
-    "expect", "idempotency-key", "te", "trailer", "transfer-encoding", "upgrade",
+    "expect", "idempotency-key", "proxy-connection", "sec-websocket-key1", "te", "trailer",
+    "transfer-encoding", "upgrade",
 })  # fmt: skip
 _MOST_FIELDS = 64
+# What aiohttp accepts of one line; of a whole head it is much.
+_LONGEST = 8190
+_AUTHORITY = re.compile(r"(?:[a-z0-9+.-]*:)?//(\[[0-9a-f:.]+\]|[0-9a-z.-]+)(?::[0-9]{0,5})?")
 
 
 @dataclass(slots=True)
@@ -61,7 +63,7 @@ def parse(head: bytes) -> Head | None:
     """The head of a plain invocation, without the empty line at its end; None for all others."""
     line, *lines = head.split(b"\r\n")
     requested = _LINE.fullmatch(line)
-    if requested is None or len(lines) > _MOST_FIELDS:
+    if requested is None or len(lines) > _MOST_FIELDS or len(head) > _LONGEST:
         return None
     fields: dict[str, str] = {}
     for one in lines:
@@ -69,7 +71,8 @@ def parse(head: bytes) -> Head | None:
         if field is None:
             return None
         name, value = field[1].decode().lower(), field[2].decode()
-        if name in fields and (name in _ONCE or name.startswith("faasd-")):
+        if name in fields:
+            # Which line counts, and whether two may stand there, differs from name to name.
             return None
         fields[name] = value
     if not _is_plain(fields):
@@ -134,10 +137,8 @@ def is_of_foreign_page(field: Callable[[str], str | None]) -> str | None:
 
 @functools.lru_cache(maxsize=256)
 def _means_this_machine(url: str) -> bool:
-    try:
-        return is_loopback(urlsplit(url).hostname or "")
-    except ValueError:
-        return False
+    named = _AUTHORITY.fullmatch(url.lower())
+    return named is not None and is_loopback(named[1].strip("[]"))
 
 
 class Heads:
@@ -148,6 +149,9 @@ class Heads:
 
     def __init__(self) -> None:
         self._known: dict[bytes, Head] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
 
     def read(self, head: bytes) -> Head | None:
         """As `parse`."""

@@ -20,7 +20,13 @@ from controller.http.parameters import (
     query_choice,
     query_int,
 )
-from controller.http.replies import broken_off, problem_object, reply_headers, sendable
+from controller.http.replies import (
+    BODYLESS,
+    broken_off,
+    problem_object,
+    reply_headers,
+    sendable,
+)
 from controller.http.wishes import wishes
 from controller.store.port import StoredInvocation
 from faasd import clock
@@ -133,6 +139,10 @@ async def _respond(
             headers["Idempotency-Replayed"] = "true"
         if reply.chunks is None:
             return web.Response(status=reply.status, headers=headers, body=reply.body)
+        if reply.status in BODYLESS:
+            async for _ in reply.chunks:
+                continue
+            return web.Response(status=reply.status, headers=headers)
         return await _stream(request, reply, headers)
     finally:
         # Ends the invocation where the client went away, before the stream or in its midst.
@@ -150,8 +160,6 @@ async def _stream(
             response.content_length = reply.length
         elif request.version >= HttpVersion11:
             response.enable_chunked_encoding()
-        if reply.content_type == EVENTS:
-            response.headers["Cache-Control"] = "no-cache"
         await response.prepare(request)
         async for chunk in chunks:
             await response.write(chunk)

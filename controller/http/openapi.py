@@ -16,7 +16,14 @@ from controller.http.app import PARTS, Route
 from controller.http.head import REQUEST_ID_PATTERN
 from controller.http.operations import Operation
 from faasd import __version__
-from faasd.errors import BadRequest, FaasdError, Forbidden, InternalError, Unauthorized
+from faasd.errors import (
+    BadRequest,
+    FaasdError,
+    Forbidden,
+    InternalError,
+    RequestTimeout,
+    Unauthorized,
+)
 from faasd.invocation import StartKind
 
 _KEY_ERRORS = (BadRequest, Unauthorized, Forbidden)
@@ -91,6 +98,8 @@ def _description(route: Route, described: Operation) -> str:
 
 def _responses(route: Route, described: Operation) -> dict[str, Any]:
     errors = {*described.errors, InternalError, *(_KEY_ERRORS if route.role else ())}
+    if described.body is not None:
+        errors.add(RequestTimeout)
     by_status: dict[int, list[type[FaasdError]]] = {}
     for error in sorted(errors, key=lambda one: one.code):
         by_status.setdefault(error.status, []).append(error)

@@ -10,16 +10,20 @@ import json
 import re
 from typing import Any
 
+from controller.http.head import EVENTS
 from faasd.errors import FaasdError, UnserialisableResult
 from faasd.invocation import Reply, StartKind, Timings
 
 PROBLEM = "application/problem+json"
+# Statuses of replies that have no body, whatever the function returned.
+BODYLESS = (204, 304)
 
 _COST = ("timings", "start", "worker", "revision")
 _OURS = {
-    "connection", "content-length", "content-type", "idempotency-replayed", "keep-alive",
+    "connection", "content-length", "content-type", "date", "idempotency-replayed", "keep-alive",
     "server-timing", "trailer", "transfer-encoding", "upgrade",
 }  # fmt: skip
+_CACHE = "cache-control"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]*")
 
@@ -27,6 +31,9 @@ _HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]*")
 def reply_headers(reply: Reply, request_id: str) -> dict[str, str]:
     """What the function set and what the invocation cost. Raises UnserialisableResult."""
     headers = _headers_of_function(reply) if reply.headers else {}
+    if reply.chunks is not None and reply.content_type == EVENTS:
+        headers = {name: value for name, value in headers.items() if name.lower() != _CACHE}
+        headers[_CACHE] = "no-cache"
     if not sendable(reply.content_type):
         raise _unsendable(reply, "Content-Type", reply.content_type)
     headers["faasd-revision"] = reply.revision

@@ -104,7 +104,10 @@ class FrameStream:
         return found
 
     def write(self, message: list[Any]) -> None:
-        payload = pack(message)
+        self.write_packed(pack(message))
+
+    def write_packed(self, payload: bytes) -> None:
+        """Write frames that `pack` made."""
         try:
             self.sock.sendall(payload)
         except (BrokenPipeError, ConnectionResetError):

@@ -379,4 +379,6 @@ def machine_addresses() -> list[str]:
     fields = docker(
         "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"
     )
-    return [fields.strip(), *socket.gethostbyname_ex(socket.gethostname())[2]]
+    # An engine that has just made its bridge does not say its address yet.
+    gateway = [fields.strip()] if fields.strip() else []
+    return [*gateway, *socket.gethostbyname_ex(socket.gethostname())[2]]

@@ -329,11 +329,6 @@ def test_nothing_behind_a_request_that_ends_the_connection_is_served(
     assert [reply.event for reply in others] == ["body", "close"]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a request that ends the connection, with more behind it in one segment, is answered "
-    "with 400 in its place, and so are all before it in that segment",
-)
 @pytest.mark.parametrize("closing", _CLOSING.values(), ids=_CLOSING)
 def test_a_request_that_ends_the_connection_is_served_whatever_is_behind_it(
     platform: Platform, closing: bytes
@@ -401,6 +396,40 @@ def test_requests_behind_a_slow_one_wait_at_their_sender(
 
     assert stalled_at < 1000
     assert grown < 32_000, f"{grown} KB for {stalled_at} requests that waited"
+
+
+def _echoing(size: int) -> Step:
+    text = "x" * size
+    return Step(post("echo", text.encode()), echoed(text))
+
+
+_MEGABYTE = 1_000_000
+_LARGE = {
+    "plain": [_echoing(_MEGABYTE)],
+    "chunked": [Step(post_chunked("echo", *[b"x" * 100_000] * 10), echoed("x" * _MEGABYTE))],
+    "refused": [Step(make("PUT /invoke/echo", bytes(_MEGABYTE)), told(405, "bad_request"))],
+    "300 KB behind another call": [KINDS["healthz"](0), _echoing(300_000)],
+    "600 KB behind another call": [KINDS["healthz"](0), _echoing(600_000)],
+}
+_LARGE["mixed"] = [step for steps in _LARGE.values() for step in steps]
+
+
+@pytest.mark.parametrize("steps", _LARGE.values(), ids=_LARGE)
+def test_large_requests_behind_a_slow_one_are_all_served(
+    platform: Platform, witness: Witness, tmp_path: Path, steps: list[Step]
+) -> None:
+    with Wire.to(platform.url) as wire:
+        wire.send(gated(tmp_path))
+        assert eventually((tmp_path / "started").exists)
+        sent: list[int] = []
+        raw = b"".join(step.raw for step in steps * 2)
+        sender = threading.Thread(target=_send_each, args=(wire, raw, 1, sent))
+        sender.start()
+        _stall(witness, sent)
+        (tmp_path / "go").touch()
+        assert wire.reply().body == b"served"
+        follow(wire, steps * 2)
+        sender.join(10)
 
 
 def _send_each(wire: Wire, raw: bytes, count: int, sent: list[int]) -> None:

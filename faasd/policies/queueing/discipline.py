@@ -84,6 +84,30 @@ class ServiceTimes:
         self._variance = math.fsum((one - self._mean_s) ** 2 for one in usual) / len(usual)
 
 
+class ProcessorUse:
+    """Whether calls compute or wait, from the processor time and the run time of a while."""
+
+    SMOOTHING = 0.3
+    LEAST_S = 0.1
+    COMPUTES = 0.5
+
+    def __init__(self) -> None:
+        self._share: float | None = None
+
+    def observe(self, cpu_s: float, run_s: float) -> None:
+        """Calls that ran for so long in all have used so much of the processors."""
+        if run_s < self.LEAST_S:
+            return
+        share = min(1.0, cpu_s / run_s)
+        before = share if self._share is None else self._share
+        self._share = before + self.SMOOTHING * (share - before)
+
+    @property
+    def computes(self) -> bool:
+        """Whether calls compete for processors: more of them at once would only share these."""
+        return self._share is not None and self._share >= self.COMPUTES
+
+
 def sharing(
     exec_cv2: float | None,
     cores: int,

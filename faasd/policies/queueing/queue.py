@@ -49,6 +49,8 @@ class QueueStatistics:
 class CallQueue:
     """Not thread-safe; owned by the event loop of the worker. `now` must never go back.
 
+    Operations take O(1) while the queue is a plain FIFO and O(log n) amortised after that.
+
     `weights` says what a tenant's share is relative to others, 1 unless it is there, and is read
     when a tenant comes to have calls here. Ids are the caller's, and unique while a call lives.
     """
@@ -63,7 +65,7 @@ class CallQueue:
         """`turns`: one call in so many comes from a lower priority than the highest that waits."""
         if turns < 2:
             raise ValueError(f"turns = {turns} would leave nothing to the highest priority")
-        self._weights = weights or {}
+        self._weights = {} if weights is None else weights
         self._default_slo_s = _checked_slo(default_slo_s)
         self._turns = turns
         self._kind = Kind(0, "", None)
@@ -216,6 +218,8 @@ class CallQueue:
         )
 
     def _push_other(self, call: int, now: float, deadline: float | None, kind: Kind) -> None:
+        if deadline is not None and math.isnan(deadline):
+            raise ValueError("a deadline that is no number has no place in any order")
         if self._classes is None and not self._plain:
             self._kind = kind
             self._last_deadline = deadline

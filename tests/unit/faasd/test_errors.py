@@ -72,7 +72,7 @@ def test_every_error_stands_in_the_tree_that_opens_the_module() -> None:
 def test_what_may_be_tried_again_says_so() -> None:
     retryable = {cls.__name__ for cls in EVERY if cls("x").to_problem()["retryable"]}
 
-    assert retryable == {"QueueFull", "StorageFull", "WorkerLost", "Unavailable"}
+    assert retryable == {"RequestTimeout", "QueueFull", "StorageFull", "WorkerLost", "Unavailable"}
 
 
 def test_an_unknown_code_comes_back_as_an_internal_error() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faasd.policies.queueing.places import Admit, Displace, Refuse
@@ -79,6 +79,18 @@ def test_nobody_is_displaced_where_each_holds_one_place() -> None:
     assert filled("abc").admit("d", places=3) == Refuse(queued=0, share=1)
 
 
+def test_the_place_that_everybody_may_have_is_not_taken_from_a_share_that_is_kept() -> None:
+    queue = filled("aab", {"a": 5.0, "b": 0.1, "c": 0.1})
+
+    assert queue.admit("c", places=3) == Refuse(queued=0, share=1)
+
+
+def test_a_tenant_of_little_weight_and_one_call_does_not_shield_one_with_many() -> None:
+    queue = filled("abbbb", {"a": 0.01})
+
+    assert queue.admit("c", places=5) == Displace(4)
+
+
 def test_a_queue_without_places_refuses() -> None:
     assert CallQueue().admit("a", places=0) == Refuse(queued=0, share=0)
 
@@ -115,11 +127,12 @@ def test_asking_changes_nothing() -> None:
     assert [queue.pop(0.0) for _ in range(5)] == [0, 1, 2, 3, None]
 
 
+@settings(deadline=None)
 @given(
     calls=pushes,
     pops=st.integers(0, 30),
     asking=st.tuples(st.sampled_from("abcdefg"), st.integers(-2, 2)),
-    weights=st.dictionaries(st.sampled_from("abcdefg"), st.sampled_from([0.5, 2.0, 3.0])),
+    weights=st.dictionaries(st.sampled_from("abcdefg"), st.sampled_from([0.01, 0.5, 2.0, 3.0])),
     short=st.integers(0, 3),
 )
 def test_displacement_never_hits_another_tenant_within_its_share(

@@ -6,10 +6,10 @@ import random
 import statistics
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from faasd.policies.queueing.discipline import ServiceTimes, sharing
+from faasd.policies.queueing.discipline import ProcessorUse, ServiceTimes, sharing
 from faasd.policies.queueing.queue import CallQueue
 from tests.unit.policies.station import Job, Outcome, Station, arrivals, percentile
 
@@ -132,6 +132,7 @@ def test_sharing_stays_within_its_bounds() -> None:
     assert sharing(0.5, 0) == 1
 
 
+@settings(deadline=None)
 @given(cv2=st.floats(0, 1e6), more=st.floats(0, 1e6), cores=st.integers(1, 256))
 def test_more_dispersion_never_means_less_sharing(cv2: float, more: float, cores: int) -> None:
     assert cores <= sharing(cv2, cores) <= sharing(cv2 + more, cores) <= 4 * cores
@@ -173,3 +174,22 @@ def test_where_runs_are_alike_each_waits_its_turn_and_none_loses_by_sharing() ->
     for share in (0.5, 0.99):
         better, worse = (percentile((x.sojourn_s for x in y), share) for y in (in_turn, shared))
         assert better <= worse
+
+
+def test_calls_that_compute_are_told_from_calls_that_wait() -> None:
+    computing, waiting = ProcessorUse(), ProcessorUse()
+
+    for _ in range(5):
+        computing.observe(0.9, 1.0)
+        waiting.observe(0.05, 1.0)
+
+    assert computing.computes
+    assert not waiting.computes
+
+
+def test_what_hardly_ran_says_nothing_of_the_processor() -> None:
+    use = ProcessorUse()
+
+    use.observe(0.01, 0.01)
+
+    assert not use.computes

@@ -960,3 +960,82 @@ def test_it_is_not_idle_while_a_call_waits_or_runs() -> None:
 
     assert waiting is None
     assert pool.idle_since() is None
+
+
+def session_of(pool: Pool, call: int, session: str, now: float) -> list[Action]:
+    pool.arrive(call, now, session=session)
+    return pool.decide(now)
+
+
+def test_a_session_stays_with_the_instance_that_served_it() -> None:
+    pool = warmed(cold(), instances=2)
+    [first] = session_of(pool, 1, "a", 1.0)
+    assert isinstance(first, Dispatch)
+    pool.finished(1, 2.0)
+
+    pool.arrive(2, 3.0)
+    [other] = pool.decide(3.0)
+    pool.finished(2, 4.0)
+    assert isinstance(other, Dispatch)
+
+    for call, now in ((3, 5.0), (4, 7.0)):
+        [again] = session_of(pool, call, "a", now)
+        assert isinstance(again, Dispatch)
+        assert again.instance == first.instance
+        pool.finished(call, now + 1)
+
+
+def test_a_call_of_a_session_waits_for_its_instance_though_others_are_free() -> None:
+    pool = warmed(cold(), instances=2)
+    [first] = session_of(pool, 1, "a", 1.0)
+
+    assert session_of(pool, 2, "a", 1.0) == []
+    pool.finished(1, 2.0)
+
+    assert isinstance(first, Dispatch)
+    assert pool.decide(2.0) == [Dispatch(first.instance, (2,), (StartKind.WARM,))]
+
+
+def test_calls_of_a_session_are_anybodys_once_its_instance_is_gone() -> None:
+    pool = warmed(cold(), instances=2)
+    [first] = session_of(pool, 1, "a", 1.0)
+    session_of(pool, 2, "a", 1.0)
+    assert isinstance(first, Dispatch)
+
+    pool.instance_gone(first.instance, 2.0)
+
+    [second] = [one for one in pool.decide(2.0) if isinstance(one, Dispatch)]
+    assert (second.calls, second.instance != first.instance) == ((2,), True)
+
+
+def test_a_call_that_waits_for_its_sessions_instance_expires_and_is_cancelled() -> None:
+    pool = warmed(cold(), instances=1)
+    session_of(pool, 1, "a", 1.0)
+    pool.arrive(2, 1.0, 1.5, session="a")
+    pool.arrive(3, 1.0, session="a")
+    pool.decide(1.0)
+
+    assert pool.next_wakeup(1.0) == 1.5
+    assert pool.decide(1.5) == [Expire(2)]
+    assert pool.cancel(3) is None
+    assert not pool.waiting
+
+
+def test_what_waits_for_an_instance_counts_against_the_queue() -> None:
+    pool = warmed(cold(max_instances=1, queue=1), instances=1)
+    session_of(pool, 1, "a", 1.0)
+    pool.arrive(2, 1.0, session="a")
+    pool.decide(1.0)
+
+    with pytest.raises(QueueFull):
+        pool.arrive(3, 1.0, session="a")
+
+
+def test_no_more_instances_are_started_than_are_of_use_at_once() -> None:
+    pool = opened(cold(max_instances=8))
+    pool.at_once = 2
+
+    for call in range(5):
+        pool.arrive(call, 1.0)
+
+    assert len(forks_of(pool.decide(1.0))) == 2
