@@ -158,6 +158,10 @@ class Owner(Protocol):
         """An instance has told all that came from it at once."""
         ...
 
+    def instance_lost(self, running: Running) -> None:
+        """An instance is gone; that it is closed, and how it ended, is told later."""
+        ...
+
     def instance_closed(self, running: Running, end: Exit) -> None: ...
 
 
@@ -195,14 +199,16 @@ class Running:
             return
         # The call stays ours until its reply is made: a forged one raises here, which ends the
         # instance and answers the call with that.
+        _check_head(status, content_type, headers)
+        _check_cost(exec_ms)
         if not isinstance(body, bytes | Spool):
             raise TypeError("a body is bytes")
         reply = Reply(
-            int(status),
-            str(content_type),
-            dict(headers),
+            status,
+            content_type,
+            headers,
             pending.kind,
-            self.owner.timings(pending, float(exec_ms)),
+            self.owner.timings(pending, exec_ms),
             self.owner.worker_id,
         )
         if isinstance(body, bytes):
@@ -220,11 +226,13 @@ class Running:
         pending = self.calls.get(call)
         if pending is None or self.handle is None or pending.stream is not None:
             return
+        headers = {} if headers is None else headers
+        _check_head(status, content_type, headers)
         pending.stream = Stream(self.handle)
         reply = Reply(
-            status=int(status),
-            content_type=str(content_type),
-            headers=dict(headers or {}),
+            status=status,
+            content_type=content_type,
+            headers=headers,
             start=pending.kind,
             timings=self.owner.timings(pending, 0.0),
             worker=self.owner.worker_id,
@@ -236,21 +244,25 @@ class Running:
             pending.answer(reply)
 
     def on_chunk(self, call: int, data: bytes) -> None:
+        if type(data) is not bytes:
+            raise TypeError("a chunk is bytes")
         pending = self.calls.get(call)
         if pending is not None and pending.stream is not None:
             pending.stream.feed(data)
 
     def on_end(self, call: int, exec_ms: float) -> None:
         del exec_ms
+        self.printed = False
         pending = self.calls.pop(call, None)
         if pending is not None:
             self.owner.answered(pending, None, None)
 
     def on_error(self, call: int, problem: dict[str, Any], exec_ms: float) -> None:
-        took_ms = float(exec_ms)
+        _check_cost(exec_ms)
+        self.printed = False
         pending = self.calls.pop(call, None)
         if pending is not None:
-            self.owner.failed(pending, self.owner.user_error(problem), exec_ms=took_ms)
+            self.owner.failed(pending, self.owner.user_error(problem), exec_ms=exec_ms)
 
     def on_printed(self) -> None:
         self.printed = True
@@ -258,5 +270,24 @@ class Running:
     def on_caught_up(self) -> None:
         self.owner.caught_up()
 
+    def on_lost(self) -> None:
+        self.owner.instance_lost(self)
+
     def on_closed(self, end: Exit) -> None:
         self.owner.instance_closed(self, end)
+
+
+def _check_head(status: Any, content_type: Any, headers: Any) -> None:
+    """Raises TypeError or ValueError when an instance says what no reply can begin with."""
+    if type(status) is not int or type(content_type) is not str or type(headers) is not dict:
+        raise TypeError("a reply has a status, a content type and headers")
+    if not 200 <= status <= 599:
+        raise ValueError("a status lies between 200 and 599")
+    for name, value in headers.items():
+        if type(name) is not str or type(value) is not str:
+            raise TypeError("headers are text")
+
+
+def _check_cost(exec_ms: Any) -> None:
+    if type(exec_ms) not in (float, int) or not 0 <= exec_ms < math.inf:
+        raise ValueError("a call takes a number of milliseconds")

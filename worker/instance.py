@@ -25,6 +25,7 @@ from worker.sandbox import Call, Exit, InstanceEvents
 
 MAX_FRAME = 1 << 30
 _LENGTH = struct.Struct(">I")
+_NUMBER = struct.Struct(">Q")
 _EXIT_STATUS_PATIENCE_S = 0.3
 _READ = 262_144
 _MAX_FDS = 8
@@ -34,7 +35,8 @@ LARGE = 256 * 1024
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 # Where all links read to: what is read is taken out before another one reads.
 _room = memoryview(bytearray(_READ))
-_GO = packed(["go"])
+_GO = _LENGTH.pack(len(packed(["go"]))) + packed(["go"])
+_MARK = packed(["mark"])
 # Frames are joined into one write up to this size, and read so many times before others get a turn.
 _SMALL = 65_536
 _MOST_SPARE = 16 << 20
@@ -76,6 +78,7 @@ class InstanceLink:
         self._buffer = bytearray()
         self._wanted = 4
         self._paused = False
+        self._go_due = False
         self._received: deque[int] = deque()
         self._outgoing: deque[tuple[bytes | memoryview, Sequence[int]]] = deque()
         self._flush_due = False
@@ -86,6 +89,7 @@ class InstanceLink:
         self._status: int | None = None
         self._why: FaasdError | None = None
         self._requests: dict[int, str] = {}
+        self._mark = -1
         self._files: dict[int, int] = {}
         self._spare: list[tuple[int, int]] = []
         self._spare_until: asyncio.TimerHandle | None = None
@@ -100,6 +104,9 @@ class InstanceLink:
         sock.setblocking(False)
         self._sock = sock
         self._loop.add_reader(sock.fileno(), self._readable)
+        if not self._tags:
+            self._mark = _new_file("faasd-mark")
+            self._send(_MARK, (self._mark,))
 
     def born(self, pid: int) -> None:
         """The process, held: its template need not tell of its end, and its number may be reused."""
@@ -138,50 +145,59 @@ class InstanceLink:
 
     def _call_one(self, call: Call) -> None:
         identity, meta, body = call
-        request = meta["request_id"]
         idle = not self._requests
+        if len(body) >= LARGE:
+            self._call_beside((call,))
+        elif idle and not self._outgoing:
+            # There is nothing that this could be joined with.
+            frame = packed(("call", (call,)))
+            self._outgoing.append((_LENGTH.pack(len(frame)) + frame, ()))
+            self._flush()
+        else:
+            self._send(packed(("call", (call,))))
+        request = meta["request_id"]
         if idle:
             for pipe in self.pipes:
                 pipe.switch(request)
         self._requests[identity] = request
-        if len(body) >= LARGE:
-            self._call_beside((call,))
-            return
-        frame = packed(("call", (call,)))
-        if idle and not self._outgoing:
-            # There is nothing that this could be joined with.
-            self._outgoing.append((_LENGTH.pack(len(frame)) + frame, ()))
-            self._flush()
-        else:
-            self._send(frame)
 
     def _call_beside(self, calls: Sequence[Call]) -> None:
         """Send calls with their large bodies as files in memory, as far as one message can hold."""
         slim: list[tuple[int, dict[str, Any], bytes | int]] = []
         fds: list[int] = []
         for call, meta, body in calls:
-            if len(body) >= LARGE and len(fds) < _MAX_FDS:
-                fds.append(self._file_of(call, body))
+            if len(body) >= LARGE and len(fds) < _MAX_FDS and self._put_into_file(call, body):
+                fds.append(self._files[call])
                 slim.append((call, meta, len(body)))
             else:
                 slim.append((call, meta, whole(body)))
-        self._send(packed(["call", slim]), fds)
+        try:
+            frame = packed(["call", slim])
+        except (ValueError, TypeError, OverflowError):
+            for call, _, _ in calls:
+                self._put_away(call)
+            raise
+        self._send(frame, fds)
 
-    def _file_of(self, call: int, body: Body) -> int:
-        """A file in memory that holds the body of a call; it is kept until the call is over."""
-        if isinstance(body, Spool):
-            fd = self._files[call] = os.dup(body.fd)
-            return fd
-        if self._spare:
-            fd, _ = self._spare.pop()
-        else:
-            fd = os.memfd_create("faasd-body", os.MFD_CLOEXEC)
+    def _put_into_file(self, call: int, body: Body) -> bool:
+        """Have a file in memory hold the body of a call until that is over. False without one."""
+        try:
+            if isinstance(body, Spool):
+                self._files[call] = os.dup(body.fd)
+                return True
+            fd = self._spare.pop()[0] if self._spare else _new_file("faasd-body")
+        except OSError:
+            return False
         self._files[call] = fd
-        view = memoryview(body)
-        at = 0
-        while at < len(view):
-            at += os.pwrite(fd, view[at:], at)
-        return fd
+        try:
+            view = memoryview(body)
+            at = 0
+            while at < len(view):
+                at += os.pwrite(fd, view[at:], at)
+        except OSError:
+            self._put_away(call)
+            return False
+        return True
 
     def _put_away(self, call: int) -> None:
         """The file of a call that is over serves another soon: its memory need not be found anew."""
@@ -202,7 +218,10 @@ class InstanceLink:
             os.close(self._spare.pop()[0])
 
     def _send(self, frame: bytes, fds: Sequence[int] = ()) -> None:
-        self._outgoing.append((_LENGTH.pack(len(frame)) + frame, fds))
+        self._send_later(_LENGTH.pack(len(frame)) + frame, fds)
+
+    def _send_later(self, frame: bytes, fds: Sequence[int]) -> None:
+        self._outgoing.append((frame, fds))
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
@@ -251,12 +270,10 @@ class InstanceLink:
         """Ask for a call to be given up; one that waits for its turn there runs all the same."""
         if self._sock is None or self._lost:
             return
-        head = self._tags or call == next(iter(self._requests), None)
-        if head:
+        if self._tags:
             self._send(packed(["cancel", call]))
-        if head and not self._tags:
-            # The signal makes it look for the frame, which must be there.
-            self._flush()
+        elif call == next(iter(self._requests), None):
+            os.pwrite(self._mark, _NUMBER.pack(call), 0)
             self._signal(signal.SIGUSR1)
 
     def kill(self) -> None:
@@ -272,6 +289,7 @@ class InstanceLink:
         if self._sock is not None and self._paused:
             self._paused = False
             self._loop.add_reader(self._sock.fileno(), self._readable)
+            self._let_go_on()
 
     def discard(self) -> None:
         """Give up an instance that did not come to serve: nobody will hear of it."""
@@ -312,7 +330,9 @@ class InstanceLink:
             if self._sock is None:
                 return
             try:
-                size, ancillary, _, _ = self._sock.recvmsg_into([_room], _RIGHTS_SPACE)
+                size, ancillary, _, _ = self._sock.recvmsg_into(
+                    [_room], _RIGHTS_SPACE, socket.MSG_CMSG_CLOEXEC
+                )
             except BlockingIOError:
                 return
             except OSError:
@@ -324,7 +344,8 @@ class InstanceLink:
                 return
             try:
                 self._take(_room[:size])
-            except (ValueError, TypeError, KeyError, IndexError, LookupError) as error:
+                self._check_descriptors()
+            except (ValueError, TypeError, LookupError, ArithmeticError) as error:
                 self._reject(f"sent something that is not a reply ({type(error).__name__})")
                 return
             if size < _READ:
@@ -337,6 +358,11 @@ class InstanceLink:
             fds = array.array("i")
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
             self._received.extend(fds)
+
+    def _check_descriptors(self) -> None:
+        """One may have come with the beginning of a frame. Raises ValueError if others lie here."""
+        if len(self._received) > (1 if self._buffer else 0):
+            raise ValueError("descriptors that belong to no frame")
 
     def _take(self, data: memoryview) -> None:
         """Parse what arrived after what is left of before; a frame that is not whole waits."""
@@ -367,12 +393,14 @@ class InstanceLink:
             return
         self._lost = True
         self._disconnect()
-        if self._status is not None:
+        self._signal(signal.SIGKILL)
+        idle = self.attached.done() and not self._requests
+        if self._status is not None or idle:
             self._finish()
             return
         # How it ended comes from its parent, on another socket.
         self._loop.call_later(_EXIT_STATUS_PATIENCE_S, self._finish)
-        self._signal(signal.SIGKILL)
+        self._events.on_lost()
 
     def _disconnect(self) -> None:
         sock, self._sock = self._sock, None
@@ -383,6 +411,9 @@ class InstanceLink:
         sock.close()
         _close_all(self._received)
         _close_all(self._files.values())
+        if self._mark >= 0:
+            os.close(self._mark)
+            self._mark = -1
         self._received.clear()
         self._files.clear()
         self._outgoing.clear()
@@ -428,19 +459,37 @@ class InstanceLink:
             self._settle_output(frame[1])
             self._events.on_error(frame[1], dict(frame[2]), frame[3])
         elif kind == "printed":
-            for pipe in self.pipes:
-                pipe.drain()
-            self._events.on_printed()
-            self._send(_GO)
+            self._printed()
         elif kind in ("attached", "refused") and not self.attached.done():
             self.attached.set_result({"kind": kind, **frame[1]})
         else:
             raise ValueError(f"unknown frame {kind!r}")
 
+    def _printed(self) -> None:
+        """It waits until what it printed was read. Raises ValueError when it did not."""
+        if self._go_due or any(frame is _GO for frame, _ in self._outgoing):
+            raise ValueError("it did not wait")
+        for pipe in self.pipes:
+            pipe.drain()
+        self._events.on_printed()
+        self._go_due = True
+        if not self._paused:
+            self._let_go_on()
+
+    def _let_go_on(self) -> None:
+        """Not while it is paused: the end of its stream lies unread, and what it prints next would
+        be taken for that one's.
+        """
+        if self._go_due:
+            self._go_due = False
+            self._send_later(_GO, ())
+
     def _of_call(self, call: int, size: int) -> Body:
         """The body of a reply in the file of its call. Raises ValueError when it is not there."""
         self._check_size(size)
         if size > _LARGEST_WHOLE:
+            if os.fstat(self._files[call]).st_size < size:
+                raise ValueError("the body is shorter than it was said to be")
             return Spool(self._files.pop(call), size)
         body = os.pread(self._files[call], size, 0)
         if len(body) != size:
@@ -454,21 +503,15 @@ class InstanceLink:
     def _beside(self, size: int) -> Body:
         """The body beside a frame. Raises ValueError unless it is what it is said to be."""
         self._check_size(size)
-        fd = self._received.popleft()
+        body = Spool(self._received.popleft(), size)
         try:
             # A file in memory that can neither shrink nor block; what else was sent is refused.
-            if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
-                raise ValueError("the body is not sealed")
-            if size > _LARGEST_WHOLE:
-                return Spool(os.dup(fd), size)
-            body = os.pread(fd, size, 0)
+            sealed = fcntl.fcntl(body.fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
         except OSError:
             raise ValueError("the body is no file in memory") from None
-        finally:
-            os.close(fd)
-        if len(body) != size:
-            raise ValueError("the body is shorter than it was said to be")
-        return body
+        if not sealed or os.fstat(body.fd).st_size < size:
+            raise ValueError("the body is not sealed, or shorter than it was said to be")
+        return body if size > _LARGEST_WHOLE else os.pread(body.fd, size, 0)
 
     def _settle_output(self, call: int) -> None:
         request = self._requests.pop(call, "")
@@ -499,6 +542,11 @@ class InstanceLink:
 def _send_with(sock: socket.socket, data: bytes | memoryview, fds: Sequence[int]) -> int:
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
     return sock.sendmsg([data], rights)
+
+
+def _new_file(name: str) -> int:
+    """A file in memory that nobody can seal."""
+    return os.memfd_create(name, os.MFD_CLOEXEC)
 
 
 def _close_all(fds: Iterable[int]) -> None:

@@ -86,6 +86,10 @@ class InstanceEvents(Protocol):
         """All that has come from it by now was told, by an instance that `tells_rounds`."""
         ...
 
+    def on_lost(self) -> None:
+        """It is gone, with what it runs; `on_closed` follows when it is known how."""
+        ...
+
     def on_closed(self, end: Exit) -> None: ...
 
 

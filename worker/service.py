@@ -774,6 +774,12 @@ class RevisionService:
             self._step_due = False
             self._step()
 
+    def instance_lost(self, running: Running) -> None:
+        """Nothing more is to be sent there: it would be lost too."""
+        for call in running.calls:
+            self.pool.doubt(call)
+            return
+
     def instance_closed(self, running: Running, end: Exit) -> None:
         """An instance is gone: every call on it is answered with the reason."""
         if running.fault is not None and running.handle is None:

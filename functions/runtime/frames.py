@@ -25,7 +25,6 @@ _ADD_SEALS = 1033
 _SEALS = 0x2 | 0x4 | 0x8
 _LENGTH = struct.Struct(">I")
 _READ = 65_536
-_PEEK = 1 << 20
 _RIGHTS_SPACE = socket.CMSG_SPACE(MAX_FDS * 4)
 # From here on a body goes beside its frame: two copies at the speed of memory cost less than
 # passing it through the socket's buffer piece by piece.
@@ -86,22 +85,6 @@ class FrameStream:
     def file(self) -> int:
         """The descriptor that came beside a frame, in the order of the frames; now the caller's."""
         return self._fds.popleft()
-
-    def coming(self) -> list[list[Any]]:
-        """The whole frames that `read` will give next, as far as they are here. Takes none away."""
-        try:
-            peeked = self.sock.recv(_PEEK, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except OSError:
-            peeked = b""
-        data, at = self._data + peeked, self._at
-        found = []
-        while len(data) - at >= 4:
-            (length,) = _LENGTH.unpack_from(data, at)
-            at += 4 + length
-            if len(data) < at:
-                break
-            found.append(msgpack.unpackb(memoryview(data)[at - length : at]))
-        return found
 
     def write(self, message: list[Any]) -> None:
         self.write_packed(pack(message))

@@ -3,7 +3,8 @@
 Frames (see `frames`), worker to instance:
 
     ["call", [[id, meta, body], ...]]    several at once only when the function batches
-    ["cancel", id]                       the caller of a call is gone
+    ["cancel", id]                       the caller of a call is gone; async instances only
+    ["mark"]                             sync ones only, first of all: see below
     ["go"]                               answers "printed"
 
 and back:
@@ -12,13 +13,15 @@ and back:
     ["result", id, status, content type, headers, exec ms, body]
     ["start", id, status, content type, headers, if any]  ["chunk", id, body]  ["end", id, exec ms]
     ["error", id, problem, exec ms]
-    ["printed"]                          output lies in the pipes; it waits for "go"
+    ["printed"]                          output lies in the pipes, or it streamed; it waits for "go"
 
 A body of `frames.LARGE` bytes or more is its size, and a file in memory beside the frame, or the
-one that came with its call. A sync
-instance may be sent further calls ahead of their turn; it answers in order. `meta` is {"request_id", "content_type", "headers", "remaining_s", "attempt", "events"}; a problem
-is {"code", "message", "type", "traceback"}. A sync instance gets SIGUSR1 besides "cancel", which
-raises InvocationCancelled in the handler if its call is the one that is meant.
+one that came with its call. `meta` is {"request_id", "content_type", "headers", "remaining_s",
+"attempt", "events"}; a problem is {"code", "message", "type", "traceback"}.
+
+A sync instance may be sent further calls ahead of their turn; it answers in order. SIGUSR1 raises
+InvocationCancelled in the handler, if its call is the one whose number stands in the file that came
+with "mark" (8 bytes, big-endian): what lies in the socket ahead of a frame would hide it.
 """
 
 from __future__ import annotations
@@ -47,11 +50,12 @@ def main(function: Function, fds: list[int], env: dict[str, str] | None = None) 
     try:
         started = time.monotonic()
         _settle(function)
+        serial = Serial(function, link)
         link.write(["attached", {"attach_ms": (time.monotonic() - started) * 1000}])
         if function.style == "async":
             concurrent.serve(function, link)
         else:
-            Serial(function, link).serve()
+            serial.serve()
     except frames.Closed:
         pass
     except BaseException as error:  # user code in attach(); the worker is told and decides
@@ -93,16 +97,23 @@ class Serial:
         self._link = link
         self._waiting: deque[list[Any]] = deque()
         self._files: dict[int, int] = {}
-        self._call: int | None = None
+        self._call = 0
+        self._mark = -1
+        self._signalled = False
+        self._streamed = False
         self._running = False
         self._writing = False
         self._cancelled = False
+        if function.style != "async":
+            signal.signal(signal.SIGUSR1, self._on_cancel)
 
     def serve(self) -> None:
-        signal.signal(signal.SIGUSR1, self._on_cancel)
         batched = self._function.config["batch"] > 1
         while True:
             frame = self._waiting.popleft() if self._waiting else self._link.read()
+            if frame[0] == "mark":
+                self._mark = self._link.file()
+                continue
             if frame[0] != "call":
                 continue
             started = time.perf_counter()
@@ -110,8 +121,7 @@ class Serial:
             calls = frame[1]
             for call in calls:
                 if type(call[2]) is int:
-                    file = self._files[call[0]] = self._link.file()
-                    call[2] = frames.from_memory(file, call[2])
+                    self._files[call[0]] = self._link.file()
             if batched:
                 self._batch(calls, started)
             else:
@@ -120,10 +130,21 @@ class Serial:
                 os.close(self._files.popitem()[1])
 
     def _on_cancel(self, _signum: int, _frame: Any) -> None:
-        # The call that is meant may have been answered while the signal was on its way, and the
-        # next one, sent ahead, have begun.
-        if not self._running or ["cancel", self._call] not in self._link.coming():
-            return
+        # The call that is meant may not have begun; or it was answered while the signal was on its
+        # way, and the next one, sent ahead, has begun.
+        if not self._running:
+            self._signalled = True
+        elif self._is_meant():
+            self._stop()
+
+    def _is_meant(self) -> bool:
+        """Whether the call that runs is the one to be given up."""
+        try:
+            return int.from_bytes(os.pread(self._mark, 8, 0), "big") == self._call
+        except OSError:  # user code may have closed it
+            return False
+
+    def _stop(self) -> None:
         self._cancelled = True
         if not self._writing:
             self._running = False
@@ -151,17 +172,32 @@ class Serial:
             frames.to_memory(file, body)
             self._link.write([*message, len(body)])
             return
-        fd = frames.in_memory(body)
+        try:
+            fd = frames.in_memory(body)
+        except OSError:  # user code may have used all descriptors up
+            self._link.write([*message, body])
+            return
         try:
             self._link.write_with([*message, len(body)], fd)
         finally:
             os.close(fd)
 
-    def _single(self, call_id: int, meta: dict[str, Any], body: bytes, *, started: float) -> None:
+    def _whole(self, call_id: int, body: Any) -> bytes:
+        """The body of a call, which may be its size, and lie in its file."""
+        if type(body) is int:
+            return frames.from_memory(self._files[call_id], body)
+        return body  # type: ignore[no-any-return]
+
+    def _single(self, call_id: int, meta: dict[str, Any], body: Any, *, started: float) -> None:
         payload: bytes | None = None
+        self._streamed = False
         try:
             self._call = call_id
             self._running = True
+            if self._signalled:
+                self._signalled = False
+                if self._is_meant():
+                    self._stop()
             answer, payload = self._answer(call_id, meta, body, started)
             self._running = False
         except frames.Closed:
@@ -173,18 +209,22 @@ class Serial:
         self._write(answer, payload)
 
     def _hand_over_output(self) -> None:
-        """What was printed is read before the reply, so that it is known whose it is."""
+        """What was printed is read before the reply, so that it is known whose it is.
+
+        A stream is read as slowly as its caller likes: what the next call prints must not be seen
+        before the end of it.
+        """
         process.flush_output()
-        if not process.output_waits():
+        if not self._streamed and not process.output_waits():
             return
         self._write(["printed"])
         while (frame := self._link.read()) != ["go"]:
             self._waiting.append(frame)
 
     def _answer(
-        self, call_id: int, meta: dict[str, Any], body: bytes, started: float
+        self, call_id: int, meta: dict[str, Any], body: Any, started: float
     ) -> tuple[list[Any], bytes | None]:
-        event = self._function.decode(meta.get("content_type", ""), body)
+        event = self._function.decode(meta.get("content_type", ""), self._whole(call_id, body))
         context = Context(self._function.config, self._function.state, meta)
         result = self._function.handler(event, context)
         if hasattr(result, "__next__"):
@@ -195,6 +235,7 @@ class Serial:
 
     def _stream(self, call_id: int, meta: dict[str, Any], items: Any) -> None:
         announced = False
+        self._streamed = True
         try:
             for item in items:
                 if meta.get("events"):
@@ -220,8 +261,9 @@ class Serial:
         answers: list[tuple[list[Any], bytes | None]] = []
         for call_id, meta, body in calls:
             try:
-                events.append(self._function.decode(meta.get("content_type", ""), body))
-            except codec.BadEvent as error:
+                whole = self._whole(call_id, body)
+                events.append(self._function.decode(meta.get("content_type", ""), whole))
+            except (codec.BadEvent, MemoryError) as error:
                 told = ["error", call_id, report.problem(error), _ms_since(started)]
                 answers.append((told, None))
                 continue

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -73,8 +74,34 @@ class Instance:
         self._stream.write(["call", [[call, given, body]]])
         return call
 
+    def send_beside(self, fd: int, size: int, **meta: Any) -> int:
+        """A call whose body is in a file in memory."""
+        call = next(self._numbers)
+        given = {"request_id": f"request-{call}", "content_type": "", "headers": {}, **meta}
+        self._stream.write_with(["call", [[call, given, size]]], fd)
+        return call
+
+    def tell(self, *frame: Any) -> None:
+        self._stream.write(list(frame))
+
     def cancel(self, call: int) -> None:
         self._stream.write(["cancel", call])
+
+    def mark(self) -> int:
+        """The file that says which call is to be stopped: the caller's to close."""
+        fd = os.memfd_create("mark")
+        self._stream.write_with(["mark"], fd)
+        return fd
+
+    def stop(self, call: int, mark: int) -> None:
+        """What a worker does to end a call of an instance that serves one after the other."""
+        os.pwrite(mark, call.to_bytes(8, "big"), 0)
+        os.kill(self.pid, signal.SIGUSR1)
+
+    def is_silent(self) -> bool:
+        """Whether it has nothing more to say, as far as is known by now."""
+        readable, _, _ = select.select([self._stream.sock], [], [], 0.2)
+        return not readable
 
     def frame(self) -> list[Any]:
         return self._stream.read()

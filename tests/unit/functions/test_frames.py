@@ -75,6 +75,9 @@ class Seen:
     def on_printed(self) -> None:
         self.events.append(("printed",))
 
+    def on_lost(self) -> None:
+        self.events.append(("lost",))
+
     def on_closed(self, end: Exit) -> None:
         self.closed.set_result(end.detail)
 
