@@ -507,7 +507,8 @@ class Pool:
 
     def _sure_s(self, now: float) -> float | None:
         """What nearly every call takes, where that is known, and where calls must wait at all."""
-        if self._limits.batch > 1 or not self._instances:
+        there = (InstanceState.IDLE, InstanceState.BUSY)
+        if self._limits.batch > 1 or all(i.state not in there for i in self._instances.values()):
             return None
         room = sum(map(self._has_room, self._instances.values()))
         return self._times.within_s(now) if len(self._queue) > room else None
@@ -623,7 +624,7 @@ class Pool:
         """Calls that can be taken on at once, with the instances there may be."""
         live = self._live()
         possible = max(0, self._limits.max_instances - len(live))
-        taken = sum(len(i.calls) for i in live)
+        taken = sum(self._places_taken(instance) for instance in live)
         return (len(live) + possible) * self._limits.per_instance - taken
 
     def _expected_wait_s(self) -> float:
@@ -687,10 +688,12 @@ class Pool:
         minimum = 0 if self._retired else self.min_instances
         scaling = ConcurrencyScaling(minimum=minimum, maximum=self._most)
         running = sum(self._places_taken(instance) for instance in live)
+        queued = len(self._queue)
+        if queued and self.read_ahead is not None:
+            # What is held ahead shows how much too few there are, though it stays where it is.
+            queued += sum(len(i.calls) for i in live) - running
         demand = Demand(
-            queued=len(self._queue) + sum(len(i.calls) for i in live) - running
-            if self.read_ahead is not None
-            else len(self._queue),
+            queued=queued,
             running=running,
             live=len(live),
             per_instance=self._limits.per_instance,
@@ -716,8 +719,12 @@ class Pool:
         if idle:
             minimum = 0 if self._retired else self.min_instances
             spare = len(self._live()) - minimum
-            since = now if self._retired else now - self.keep_alive.idle_s()
-            old = sorted((i for i in idle if i.idle_since <= since), key=lambda i: i.idle_since)
+            kept_s = 0.0 if self._retired else self.keep_alive.idle_s()
+            old = sorted(
+                # As `next_wakeup` has it: by any other sum the alarm may come a rounding too soon.
+                (i for i in idle if i.idle_since + kept_s <= now),
+                key=lambda i: i.idle_since,
+            )
             actions = self._stop(old[: max(0, spare)])
         unused = self._used_at + self._limits.template_keep_alive_s <= now
         return actions + self._close_when_unused(force=unused or self._retired)

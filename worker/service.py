@@ -643,7 +643,7 @@ class RevisionService:
         pending.stop_reason = reason
         self._note_cost(pending, reason, (clock.monotonic() - pending.dispatched) * 1000)
         pending.fail(reason)
-        if grace_s <= 0:
+        if grace_s <= 0 and not self._others_need(running, pending):
             self._kill(running, reason)
             return
         self.pool.doubt(pending.id)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import resource
 import signal
 from typing import Protocol
 
@@ -24,12 +26,20 @@ class Daemon(Protocol):
 def run_daemon(daemon: Daemon, *, log_level: str) -> None:
     """Run it until SIGINT or SIGTERM. Errors of its start are raised."""
     configure_logging(log_level)
+    _allow_descriptors()
     try:
         from uvloop import new_event_loop
     except ImportError:
         new_event_loop = asyncio.new_event_loop
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(_run(daemon))
+
+
+def _allow_descriptors() -> None:
+    """Each connection takes one, and the usual soft limit is 1,024. Functions keep the usual one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _run(daemon: Daemon) -> None:

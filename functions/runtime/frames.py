@@ -87,7 +87,10 @@ class FrameStream:
         return self._fds.popleft()
 
     def write(self, message: list[Any]) -> None:
-        payload = pack(message)
+        self.write_packed(pack(message))
+
+    def write_packed(self, payload: bytes) -> None:
+        """Write frames that `pack` made."""
         try:
             self.sock.sendall(payload)
         except (BrokenPipeError, ConnectionResetError):

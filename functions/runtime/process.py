@@ -18,6 +18,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _COUNT = b"\0\0\0\0"
 _MADV_COLLAPSE = 25
 _HUGE_PAGE = 2 << 20
+_USUAL_DESCRIPTORS = 1024
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -97,6 +98,13 @@ def limit(memory_mb: int) -> None:
     ceiling = data_bytes() + memory_mb * 1024 * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def usual_descriptors() -> None:
+    """The soft limit that programs expect; who needs more descriptors may raise it again."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft = _USUAL_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_USUAL_DESCRIPTORS, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def redirect(stdout: int, stderr: int) -> None:

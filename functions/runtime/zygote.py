@@ -31,6 +31,7 @@ def main(control_fd: int) -> None:
     process.die_with_parent(os.getppid())
     os.setsid()
     process.set_name("faasd-zygote")
+    process.usual_descriptors()
     control = socket.socket(fileno=control_fd)
     control.set_inheritable(False)
     request, _fds = frames.recv_packet(control)

@@ -477,7 +477,6 @@ def test_a_server_without_free_descriptors_serves_whom_it_has_and_then_others_ag
     assert platform.post("/invoke/echo", b"hi").json()["event"] == "hi"
 
 
-@pytest.mark.xfail(strict=True, reason="it keeps the soft limit that it was started with")
 def test_a_server_takes_as_many_descriptors_as_it_may(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert hard > 1024

@@ -102,7 +102,8 @@ class Front(asyncio.Protocol):
             self.link.call(self, body)
 
     def answer(self, body: bytes) -> None:
-        self.transport.write(REPLY % (len(body), body))
+        if not self.transport.is_closing():
+            self.transport.write(REPLY % (len(body), body))
 
 
 async def serve(ours: socket.socket) -> None:

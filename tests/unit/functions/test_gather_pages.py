@@ -52,4 +52,5 @@ def test_memory_lies_in_huge_pages_where_the_kernel_can(told: list[str]) -> None
 
 
 def test_a_child_that_writes_to_one_copies_little_of_it(told: list[str]) -> None:
-    assert int(told[1]) <= 512
+    # A huge page has 2,048 KB; asking what was copied takes some memory itself.
+    assert int(told[1]) <= 1024

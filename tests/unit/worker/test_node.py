@@ -402,6 +402,25 @@ async def test_an_instance_with_a_handler_that_should_have_stopped_gets_no_more_
 
 
 @in_loop
+async def test_a_caller_who_leaves_hurts_no_other_of_its_instance_though_no_grace_is_given(
+    tmp_path: Path,
+) -> None:
+    held = Held()
+    sandboxes = FakeSandboxes({"held": held})
+    async with running(tmp_path, sandboxes, cancel_grace_s=0.0) as node:
+        node.register(revision("held", limits={"concurrency": 2, "max_instances": 1}))
+        leaving, staying = ask(node, b"leaving", "held"), ask(node, b"staying", "held")
+        await until(lambda: len(held.running) == 2)
+
+        leaving.cancel()
+        await until(lambda: held.cancelled)
+        held.finish()
+
+        assert (await staying).body == b"done"
+        assert held.cancelled == [b"leaving"]
+
+
+@in_loop
 async def test_a_caller_who_leaves_as_the_deadline_passes_has_the_handler_told_once(
     tmp_path: Path,
 ) -> None:

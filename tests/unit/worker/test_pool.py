@@ -454,6 +454,21 @@ def test_the_deadline_of_a_running_call_is_no_matter_of_the_queue() -> None:
     assert pool.decide(3.0) == []
 
 
+def test_a_call_is_not_dropped_early_while_the_instance_that_was_started_for_it_starts() -> None:
+    pool = warmed(cold())
+    for call in range(20):
+        pool.arrive(call, 0.0)
+        pool.decide(0.0)
+        pool.finished(call, 0.0, 1.0)
+    pool.instance_gone(1, 0.0)
+
+    pool.arrive(20, 0.0, 0.5)
+
+    assert forks_of(pool.decide(0.0)) == [2]
+    assert pool.decide(0.0) == []
+    assert pool.next_wakeup(0.0) == 0.5
+
+
 def test_a_cancelled_call_that_waited_is_never_dispatched() -> None:
     pool = opened(cold())
     pool.arrive(1, 0.0)
@@ -736,6 +751,15 @@ def test_an_idle_instance_is_stopped_once_it_was_kept_long_enough() -> None:
     assert due == 60.0
     assert early == []
     assert pool.decide(60.0) == [Stop(1)]
+
+
+def test_the_alarm_for_an_old_instance_finds_it_old_enough() -> None:
+    """Whatever rounding makes of the sums."""
+    for thousandths in range(200):
+        pool = warmed(cold(keep_alive_s=1.0), now=thousandths / 1000)
+        due = pool.next_wakeup(thousandths / 1000)
+        assert due is not None
+        assert pool.decide(due) == [Stop(1)]
 
 
 def test_a_busy_instance_is_never_stopped_for_its_age() -> None:

@@ -1,7 +1,8 @@
 """The pool's promises under every order of events: a state machine beside a model of the world.
 
 The world does what a worker's shell and its processes do: it opens sandboxes, forks and ends
-instances, answers calls, loses them. It refuses actions that make no sense where it stands.
+instances, answers calls, loses them. It refuses actions that make no sense where it stands. Serial
+instances answer their calls one after the other, and are sent some ahead of their turn.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from hypothesis.stateful import (
 from faasd.errors import QueueFull
 from faasd.invocation import StartKind
 from faasd.policies.keepalive import FixedKeepAlive
+from faasd.policies.queueing.discipline import ServiceTimes
+from faasd.policies.readahead import ReadAhead
 from worker.pool import (
     Action,
     CallId,
     CloseSandbox,
     Dispatch,
+    Displace,
     Expire,
     Fail,
     Fork,
@@ -49,18 +53,27 @@ class Fate(enum.StrEnum):
     FINISHED = "finished"
     LOST = "lost with its instance"
     EXPIRED = "expired"
+    DISPLACED = "displaced"
     FAILED = "failed"
     CANCELLED = "cancelled"
 
 
+class EasilyProved(ReadAhead):
+    """Takes a few short calls for proof enough."""
+
+    FIRST_PROOF = 3
+    __slots__ = ()
+
+
 @dataclass(slots=True)
 class Process:
-    """An instance as the world sees it."""
+    """An instance as the world sees it, with its calls in the order of their coming."""
 
     starting: bool = True
     doomed: bool = False
     orphan: bool = False
-    calls: set[CallId] = field(default_factory=set)
+    calls: list[CallId] = field(default_factory=list)
+    doubted: set[CallId] = field(default_factory=set)
 
 
 class PoolInTheWorld(RuleBasedStateMachine):
@@ -68,8 +81,9 @@ class PoolInTheWorld(RuleBasedStateMachine):
 
     @initialize(
         shares=st.sampled_from([(1, 1), (3, 1), (1, 4)]),
+        serial=st.booleans(),
         batch_wait_s=st.sampled_from([0.0, 0.5]),
-        max_instances=st.integers(1, 3),
+        max_instances=st.sampled_from([2, 1, 3]),
         min_instances=st.integers(0, 1),
         queue=st.sampled_from([0, 2, 100]),
         keep_alive_s=st.sampled_from([0.0, 1.0, 60.0]),
@@ -79,6 +93,7 @@ class PoolInTheWorld(RuleBasedStateMachine):
         self,
         *,
         shares: tuple[int, int],
+        serial: bool,
         batch_wait_s: float,
         max_instances: int,
         min_instances: int,
@@ -97,32 +112,49 @@ class PoolInTheWorld(RuleBasedStateMachine):
             template_keep_alive_s=template_keep_alive_s,
         )
         self.pool = Pool(self.limits, FixedKeepAlive(keep_alive_s))
+        self.serial = serial and shares == (1, 1)
         self.now = 0.0
         self.sandbox = SandboxState.ABSENT
         self.processes: dict[int, Process] = {}
         self.numbers: set[int] = set()
         self.fates: dict[CallId, Fate] = {}
+        self.arrivals: dict[CallId, float] = {}
+        self.tenants: dict[CallId, str] = {}
         self.deadlines: dict[CallId, float] = {}
+        self.answered = 0
         self.held = False
         self.step()
 
     # What the callers do.
 
-    @rule(count=st.sampled_from([1, 1, 1, 2, 5, 64]), patience_s=st.none() | st.floats(0.01, 10))
-    def arrive(self, count: int, patience_s: float | None) -> None:
+    @rule(
+        count=st.sampled_from([1, 1, 1, 2, 5, 64]),
+        patience_s=st.none() | st.floats(0.01, 10),
+        tenant=st.sampled_from(["", "", "", "other"]),
+    )
+    def arrive(self, count: int, patience_s: float | None, tenant: str) -> None:
         for _ in range(count):
-            call = len(self.fates)
-            deadline = None if patience_s is None else self.now + patience_s
-            waiting = len(self.of(Fate.QUEUED))
-            try:
-                self.pool.arrive(call, self.now, deadline)
-            except QueueFull:
-                assert waiting >= self.limits.queue
+            if not self.arrive_one(patience_s, tenant):
                 break
-            self.fates[call] = Fate.QUEUED
-            if deadline is not None:
-                self.deadlines[call] = deadline
             self.step()
+
+    def arrive_one(self, patience_s: float | None, tenant: str) -> bool:
+        """Whether there was a place for it."""
+        call = len(self.fates)
+        deadline = None if patience_s is None else self.now + patience_s
+        waiting = len(self.of(Fate.QUEUED))
+        try:
+            self.pool.arrive(call, self.now, deadline, tenant=tenant)
+        except QueueFull:
+            assert waiting >= self.limits.queue
+            assert self.limits.batch > 1 or not self.idle()
+            return False
+        self.tenants[call] = tenant
+        self.arrivals[call] = self.now
+        self.fates[call] = Fate.QUEUED
+        if deadline is not None:
+            self.deadlines[call] = deadline
+        return True
 
     @precondition(lambda self: self.of(Fate.QUEUED))
     @rule(data=st.data())
@@ -143,14 +175,19 @@ class PoolInTheWorld(RuleBasedStateMachine):
         self.processes[number].doomed = True
         self.step()
 
+    @precondition(lambda self: self.of(Fate.RUNNING))
+    @rule(data=st.data())
+    def a_running_call_is_told_to_stop(self, data: st.DataObject) -> None:
+        self.tell_to_stop(data.draw(st.sampled_from(self.of(Fate.RUNNING))))
+        self.step()
+
     # What sandboxes and processes do.
 
     @precondition(lambda self: self.sandbox is SandboxState.OPENING)
     @rule(kind=st.sampled_from([StartKind.COLD, StartKind.POOLED]))
     def the_sandbox_is_ready(self, kind: StartKind) -> None:
         self.tick()
-        self.sandbox = SandboxState.READY
-        self.pool.sandbox_ready(kind, self.now)
+        self.open(kind)
         self.step()
 
     @precondition(lambda self: self.sandbox is SandboxState.OPENING)
@@ -192,13 +229,39 @@ class PoolInTheWorld(RuleBasedStateMachine):
         self.end(data.draw(st.sampled_from(sorted(self.processes))))
         self.step()
 
-    @precondition(lambda self: self.of(Fate.RUNNING))
-    @rule(data=st.data(), took_s=st.sampled_from([0.0, 0.01, 3.0]))
-    def a_call_is_answered(self, data: st.DataObject, took_s: float) -> None:
-        call = data.draw(st.sampled_from(self.of(Fate.RUNNING)))
+    @precondition(lambda self: self.answerable())
+    @rule(data=st.data(), took_s=st.sampled_from([0.0, 0.01, 3.0]), printed=st.booleans())
+    def a_call_is_answered(self, data: st.DataObject, took_s: float, *, printed: bool) -> None:
+        call = data.draw(st.sampled_from(self.answerable()))
         self.now += took_s
-        self.answer(call)
+        self.answer(call, None if printed else took_s)
         self.step()
+
+    @precondition(lambda self: self.answerable())
+    @rule(data=st.data(), count=st.integers(2, 12))
+    def short_calls_are_answered(self, data: st.DataObject, count: int) -> None:
+        for _ in range(count):
+            if self.answerable():
+                self.answer(data.draw(st.sampled_from(self.answerable())), 0.0001)
+                self.step()
+
+    @rule(events=st.lists(st.sampled_from("aaaaaasssslcd"), min_size=8, max_size=60))
+    def a_busy_spell_passes(self, events: list[str]) -> None:
+        """Calls arrive, are answered soon or late or told to stop; instances die, others start."""
+        for event in events:
+            if event == "a":
+                self.arrive_one(None, "")
+            elif event == "d" and self.processes:
+                self.end(min(self.processes))
+            elif event == "c" and self.of(Fate.RUNNING):
+                self.tell_to_stop(self.of(Fate.RUNNING)[-1])
+            elif self.answerable():
+                self.answer(self.answerable()[0], 0.1 if event == "l" else 0.0001)
+            if self.sandbox is SandboxState.OPENING:
+                self.open(StartKind.COLD)
+            for number in self.starting():
+                self.become_ready(number)
+            self.step()
 
     # What the shell and its owner do.
 
@@ -252,9 +315,10 @@ class PoolInTheWorld(RuleBasedStateMachine):
     @rule(things=st.integers(3, 30))
     def all_goes_well_for_a_while(self, things: int) -> None:
         for _ in range(things):
-            if not self.one_thing_goes_well():
-                break
+            went_well = self.one_thing_goes_well()
             self.step()
+            if not went_well:
+                break
 
     # The world.
 
@@ -288,9 +352,11 @@ class PoolInTheWorld(RuleBasedStateMachine):
                 case Expire(call, left_s):
                     assert self.fates[call] is Fate.QUEUED
                     assert left_s == max(0.0, self.deadlines[call] - self.now)
-                    # What can still be in time is given up only where all places are taken.
-                    assert left_s == 0 or self.processes
+                    assert not left_s or self.knows_how_long_calls_take()
                     self.fates[call] = Fate.EXPIRED
+                case Displace(call):
+                    assert self.fates[call] is Fate.QUEUED
+                    self.fates[call] = Fate.DISPLACED
                 case Fail(call):
                     assert self.fates[call] is Fate.QUEUED
                     assert self.pool.failing
@@ -309,29 +375,63 @@ class PoolInTheWorld(RuleBasedStateMachine):
         process = self.processes[action.instance]
         assert not process.starting
         assert not process.doomed
+        assert not process.doubted
         assert len(action.calls) == len(action.kinds) == len(set(action.calls)) > 0
         assert self.limits.batch == 1 or not process.calls
+        ahead = self.pool.read_ahead.depth if self.pool.read_ahead else 0
+        assert not process.calls or not ahead or not self.idle(), "ahead, where one is idle"
         for call in action.calls:
             assert self.fates[call] is Fate.QUEUED
+            self.is_next(call)
             self.fates[call] = Fate.RUNNING
-            process.calls.add(call)
-        assert len(process.calls) <= self.limits.per_instance
+            process.calls.append(call)
+        assert len(process.calls) <= self.limits.per_instance + ahead
+
+    def is_next(self, call: CallId) -> None:
+        """Nobody of the same tenant is more urgent, or as urgent and earlier."""
+        tenant = self.tenants[call]
+        peers = [one for one in self.of(Fate.QUEUED) if self.tenants[one] == tenant]
+        assert call == min(peers, key=self.urgency)
+
+    def urgency(self, call: CallId) -> tuple[float, int]:
+        return self.deadlines.get(call, self.arrivals[call] + self.limits.slo_s), call
+
+    def knows_how_long_calls_take(self) -> bool:
+        enough = self.answered >= ServiceTimes.ENOUGH
+        return enough and self.limits.batch == 1 and bool(self.processes)
+
+    def open(self, kind: StartKind) -> None:
+        self.sandbox = SandboxState.READY
+        self.pool.read_ahead = EasilyProved() if self.serial else None
+        self.pool.sandbox_ready(kind, self.now)
+
+    def tell_to_stop(self, call: CallId) -> None:
+        number = self.pool.cancel(call)
+        assert number is not None
+        self.pool.doubt(call)
+        self.processes[number].doubted.add(call)
 
     def become_ready(self, number: int) -> None:
         self.processes[number].starting = False
         self.pool.instance_ready(number, self.now)
 
-    def answer(self, call: CallId) -> None:
+    def answer(self, call: CallId, took_s: float | None = None) -> None:
         self.fates[call] = Fate.FINISHED
+        self.answered += 1
         for process in self.processes.values():
-            process.calls.discard(call)
-        self.pool.finished(call, self.now)
+            if call in process.calls:
+                process.calls.remove(call)
+                process.doubted.discard(call)
+        self.pool.finished(call, self.now, took_s)
 
     def end(self, number: int) -> None:
+        """What a serial instance had not begun waits again, but for what nobody wants any more."""
         process = self.processes.pop(number)
-        assert self.pool.instance_gone(number, self.now) == sorted(process.calls)
+        begun = process.calls[:1] if self.serial else process.calls
+        lost = {call for call in process.calls if call in begun or call in process.doubted}
+        assert self.pool.instance_gone(number, self.now) == sorted(lost)
         for call in process.calls:
-            self.fates[call] = Fate.LOST
+            self.fates[call] = Fate.LOST if call in lost else Fate.QUEUED
 
     def tick(self) -> None:
         self.now += MOMENT_S
@@ -343,6 +443,19 @@ class PoolInTheWorld(RuleBasedStateMachine):
 
     def of(self, fate: Fate) -> list[CallId]:
         return [call for call, one in self.fates.items() if one is fate]
+
+    def answerable(self) -> list[CallId]:
+        """Serial instances answer in the order in which calls came."""
+        running = [p.calls[:1] if self.serial else p.calls for p in self.processes.values()]
+        return sorted(call for calls in running for call in calls)
+
+    def idle(self) -> list[int]:
+        """Instances that could take a call."""
+        return [
+            number
+            for number, p in self.processes.items()
+            if not (p.starting or p.doomed or p.calls)
+        ]
 
     def begun(self) -> list[int]:
         return [number for number, p in self.processes.items() if p.starting]
@@ -368,8 +481,9 @@ class PoolInTheWorld(RuleBasedStateMachine):
     @invariant()
     def it_stays_within_its_limits(self) -> None:
         places = self.limits.max_instances * self.limits.per_instance
+        back = self.limits.max_instances * ReadAhead.DEEPEST if self.serial else 0
         assert len(self.processes) <= self.limits.max_instances
-        assert len(self.of(Fate.QUEUED)) <= max(self.limits.queue, places)
+        assert len(self.of(Fate.QUEUED)) <= max(self.limits.queue, places) + back
 
     @invariant()
     def no_call_waits_past_its_deadline(self) -> None:
@@ -447,14 +561,13 @@ class PoolInTheWorld(RuleBasedStateMachine):
         self.tick()
         ending = [n for n, p in self.processes.items() if p.doomed or p.orphan]
         if self.sandbox is SandboxState.OPENING:
-            self.sandbox = SandboxState.READY
-            self.pool.sandbox_ready(StartKind.COLD, self.now)
+            self.open(StartKind.COLD)
         elif ending:
             self.end(ending[0])
         elif self.begun():
             self.become_ready(self.begun()[0])
-        elif self.of(Fate.RUNNING):
-            self.answer(self.of(Fate.RUNNING)[0])
+        elif self.answerable():
+            self.answer(self.answerable()[0], 0.0001)
         else:
             return False
         return True
