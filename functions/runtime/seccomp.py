@@ -18,7 +18,7 @@ _SECCOMP_MODE_FILTER = 2
 
 # Instructions: load a word of the call's data, jump on a condition, return a verdict.
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT, _THIRD_ARGUMENT = 0, 4, 16, 24, 32
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
 # CLONE_NEW*: mount, cgroup, uts, ipc, user, pid, net.
@@ -78,8 +78,9 @@ DENIED = {
 # Unix, IPv4, IPv6, and netlink, which the C library asks for the machine's interfaces. Others reach
 # past the network namespace (between a virtual machine and its host) or load modules of the kernel.
 FAMILIES = (1, 2, 10, 16)
-# Index into DENIED, AUDIT_ARCH, numbers of clone and socket.
-_MACHINES = {"x86_64": (0, 0xC000003E, 56, 41), "aarch64": (1, 0xC00000B7, 220, 198)}
+# Index into DENIED, AUDIT_ARCH, numbers of clone, socket and setsockopt.
+_MACHINES = {"x86_64": (0, 0xC000003E, 56, 41, 54), "aarch64": (1, 0xC00000B7, 220, 198, 208)}
+_SOL_SOCKET, _SO_LINGER = 1, 13
 
 
 class Unsupported(Exception):
@@ -95,7 +96,7 @@ def build(machine: str | None = None) -> bytes:
     machine = machine or platform.machine()
     if machine not in _MACHINES:
         raise Unsupported(f"no system call filter for {machine}")
-    column, architecture, clone, socket = _MACHINES[machine]
+    column, architecture, clone, socket, setsockopt = _MACHINES[machine]
     program = [
         _instruction(_LOAD, _ARCHITECTURE),
         _instruction(_EQUAL, architecture, 1, 0),
@@ -118,6 +119,17 @@ def build(machine: str | None = None) -> bytes:
     for number, family in enumerate(FAMILIES):
         program += [_instruction(_EQUAL, family, len(FAMILIES) - number, 0)]
     program += [_refuse(errno.EAFNOSUPPORT), _instruction(_RETURN, _ALLOW)]
+    # Passed to the worker, a socket that lingers would hold that up when it closes it. To say that
+    # it does, and have it not, breaks no program.
+    program += [
+        _instruction(_EQUAL, setsockopt, 0, 6),
+        _instruction(_LOAD, _SECOND_ARGUMENT),
+        _instruction(_EQUAL, _SOL_SOCKET, 0, 3),
+        _instruction(_LOAD, _THIRD_ARGUMENT),
+        _instruction(_EQUAL, _SO_LINGER, 0, 1),
+        _refuse(0),
+        _instruction(_RETURN, _ALLOW),
+    ]
     for numbers in DENIED.values():
         program += [_instruction(_EQUAL, numbers[column], 0, 1), _refuse(errno.EPERM)]
     program.append(_instruction(_RETURN, _ALLOW))

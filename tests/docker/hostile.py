@@ -507,6 +507,30 @@ def sends_descriptors(count: int) -> str:
     return "done"
 
 
+def sends_lingering(seconds: int) -> str:
+    """A connection whose last holder waits so long, in close(), for what nobody takes."""
+    [inherited] = [one.dup() for one in _sockets()]
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen()
+    sock = socket.create_connection(listening.getsockname())
+    reader, _ = listening.accept()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, seconds))
+    sock.setblocking(False)
+    try:
+        while True:
+            sock.send(bytes(_BLOCK))
+    except BlockingIOError:
+        pass
+    sock.setblocking(True)
+    # Beside a frame that has no end: who reads it keeps both ends, and holds them last.
+    socket.send_fds(inherited, [b"\0\0\0\1"], [sock.fileno(), reader.fileno()])
+    sock.close()
+    reader.close()
+    os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
 def says_garbage() -> None:
     """On the template's own socket, which is there while load() runs."""
     for sock in _sockets():

@@ -254,6 +254,15 @@ def test_descriptors_sent_to_the_worker_are_not_taken(
     assert eventually(lambda: len(list(worker.iterdir())) < before + 20)
 
 
+def test_a_socket_that_would_not_be_closed_holds_up_nobody(
+    mallory: Tenant, bystander: Tenant
+) -> None:
+    mallory.attempt("sends_lingering", 1000)
+
+    assert bystander.attack("nothing") == "still here"
+    assert eventually(lambda: answers(mallory))
+
+
 def test_garbage_on_the_templates_socket_ends_that_template_alone(
     platform: DockerPlatform, bystander: Tenant
 ) -> None:

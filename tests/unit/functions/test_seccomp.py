@@ -19,6 +19,7 @@ ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 I386 = 0x40000003
 CLONE = {"x86_64": 56, "aarch64": 220}
 SOCKET = {"x86_64": 41, "aarch64": 198}
+SETSOCKOPT = {"x86_64": 54, "aarch64": 208}
 GETPID = {"x86_64": 39, "aarch64": 172}
 CLONE3 = 435
 ALLOWED, KILLED = "allowed", "killed"
@@ -27,11 +28,11 @@ SIGCHLD, CLONE_VM, CLONE_THREAD = 17, 0x100, 0x10000
 
 
 def verdict(
-    machine: str, number: int, argument: int = 0, *, architecture: int | None = None
+    machine: str, number: int, *arguments: int, architecture: int | None = None
 ) -> str | int:
     """What becomes of a call: the instructions one by one, as classic BPF has them."""
     wanted = ARCHITECTURES[machine] if architecture is None else architecture
-    data = struct.pack("=iIQ6Q", number, wanted, 0, argument, 0, 0, 0, 0, 0)
+    data = struct.pack("=iIQ6Q", number, wanted, 0, *arguments, *[0] * (6 - len(arguments)))
     program = [*struct.iter_unpack("=HBBI", seccomp.build(machine))]
     at, loaded = 0, 0
     while True:
@@ -98,6 +99,22 @@ def test_only_sockets_of_the_usual_families_may_be_made(machine: str) -> None:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
+def test_no_socket_is_made_to_linger_whatever_is_said_of_it(machine: str) -> None:
+    """Nor is it refused: programs that ask for it go on without."""
+    number = SETSOCKOPT[machine]
+
+    assert verdict(machine, number, 5, socket.SOL_SOCKET, socket.SO_LINGER) == 0
+    for level, option in (
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+        (socket.IPPROTO_TCP, socket.SO_LINGER),
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+        (socket.IPPROTO_IPV6, socket.SO_LINGER),
+        (socket.SO_LINGER, socket.SOL_SOCKET),
+    ):
+        assert verdict(machine, number, 5, level, option) == ALLOWED, (level, option)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
 def test_the_calls_of_another_architecture_kill(machine: str) -> None:
     assert verdict(machine, GETPID[machine], architecture=I386) == KILLED
 
@@ -131,6 +148,10 @@ else:
 one, other = socket.socketpair()
 one.send(b"x")
 assert other.recv(1) == b"x"
+one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 9, 0, 0, 0]))
+assert one.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == bytes(8)
+one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+assert one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
 child = "import ctypes; assert ctypes.CDLL(None).syscall({unshare}, 0) == -1"
 subprocess.run([sys.executable, "-c", child], check=True)
 print("refused")
