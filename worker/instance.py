@@ -105,7 +105,7 @@ class InstanceLink:
         self._sock = sock
         self._loop.add_reader(sock.fileno(), self._readable)
         if not self._tags:
-            self._mark = _new_file("faasd-mark")
+            self._mark = _new_mark()
             self._send(_MARK, (self._mark,))
 
     def born(self, pid: int) -> None:
@@ -544,9 +544,17 @@ def _send_with(sock: socket.socket, data: bytes | memoryview, fds: Sequence[int]
     return sock.sendmsg([data], rights)
 
 
-def _new_file(name: str) -> int:
-    """A file in memory that nobody can seal."""
-    return os.memfd_create(name, os.MFD_CLOEXEC)
+def _new_file(name: str, flags: int = 0) -> int:
+    """A file in memory; nobody can seal it without the flag for that."""
+    return os.memfd_create(name, os.MFD_CLOEXEC | flags)
+
+
+def _new_mark() -> int:
+    """A file for the number of a call, and for nothing more: an instance may write to it too."""
+    fd = _new_file("faasd-mark", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, _NUMBER.size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+    return fd
 
 
 def _close_all(fds: Iterable[int]) -> None:
