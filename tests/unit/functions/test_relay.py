@@ -378,13 +378,13 @@ def test_a_path_decides_when_the_server_is_ready(zygote: Zygote) -> None:
 def test_a_server_that_does_not_come_up_is_refused_with_what_it_did(zygote: Zygote) -> None:
     port = free_port()
     wanted = {"port": port, "path": "/", "ready": None}
-    template = zygote.template(contract="http", http=wanted, load_timeout_s=0.3)
+    template = zygote.template(contract="http", http=wanted, load_timeout_s=1.0)
 
     kind, refusal = template.said()
 
     assert (kind, refusal["phase"], refusal["type"]) == ("refused", "server", "NotReady")
     assert refusal["message"] == (
-        f"its server at 127.0.0.1:{port} was not ready within 0.3 s ([limits] load_timeout_s): "
+        f"its server at 127.0.0.1:{port} was not ready within 1 s ([limits] load_timeout_s): "
         "Connection refused (it must listen on $PORT)"
     )
 

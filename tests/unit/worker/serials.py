@@ -196,6 +196,7 @@ class SerialService:
             template_keep_alive_s=600.0,
             cancel_grace_s=cancel_grace_s,
             emptied=self._note_emptied,
+            cores=2,
             tally=self.tally,
         )
         self._numbers = itertools.count()
