@@ -27,6 +27,11 @@ async def awaited(
         if waiting.reply is not None:
             await close(waiting.reply.chunks)
         raise
+    except FaasdError:
+        # The error holds this frame, and what waits here the error: a circle that would keep the
+        # body until the collector comes by.
+        del waiting, started
+        raise
     assert waiting.reply is not None
     return waiting.reply
 

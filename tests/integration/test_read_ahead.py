@@ -220,11 +220,15 @@ class Ahead:
         )
 
     def lines(self) -> dict[str, list[str]]:
-        """What each request printed."""
-        found: dict[str, list[str]] = {}
-        for line in self.platform.logs(self.name, tail=10_000):
-            found.setdefault(line["request_id"], []).append(line["line"])
-        return found
+        return printed(self.platform, self.name)
+
+
+def printed(platform: Platform, name: str) -> dict[str, list[str]]:
+    """What each request of a function printed."""
+    found: dict[str, list[str]] = {}
+    for line in platform.logs(name, tail=10_000):
+        found.setdefault(line["request_id"], []).append(line["line"])
+    return found
 
 
 # What each way of printing a word comes to.
@@ -466,6 +470,31 @@ class Load:
             self.pids[reply.json()] += 1
         else:
             self.replies[f"{reply.status} {reply.json()['code']}"] += 1
+
+
+def test_what_is_printed_under_load_is_each_calls_own(platform: Platform) -> None:
+    """Of 64 callers at once, each prints now and then what names its own request."""
+    chance = random.Random(4)
+    numbers = itertools.count(1)
+    platform.must_deploy("talks", FUNCTION, limits={"max_instances": 2})
+    wanted: dict[str, list[str]] = {}
+
+    with ExitStack() as stack:
+        wires = [stack.enter_context(Wire.to(platform.url, patience_s=30)) for _ in range(64)]
+        for turn in range(100):
+            for wire in wires:
+                event: dict[str, Any] = {}
+                request = f"r-{next(numbers)}"
+                if turn % 10 == 9 and chance.random() < 0.5:
+                    how = chance.choice(["print", "part", "stderr", "write", "bare", "c"])
+                    event = {"say": how, "word": request}
+                    wanted[request] = SAYINGS[how](request)
+                identity = f"Faasd-Request-Id: {request}".encode()
+                wire.send(post("talks", json.dumps(event).encode(), JSON, identity))
+            assert {wire.reply().status for wire in wires} == {200}
+
+    assert eventually(lambda: len(printed(platform, "talks")) >= len(wanted))
+    assert printed(platform, "talks") == wanted
 
 
 @pytest.mark.parametrize("size", [0, 300_000], ids=["small", "in files"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from faasd.bridges import awaited, begun
 from faasd.errors import FaasdError, InternalError, NotFound
 from faasd.invocation import Invocation, Receiver, Reply, Started, StartKind, Timings
+from faasd.spool import Spool
 from faasd.streams import Closable
 from tests.loops import in_loop, until
 
@@ -71,6 +74,38 @@ async def test_who_awaits_gets_the_reply_or_the_error() -> None:
     with pytest.raises(NotFound):
         await calls[1]
     assert worker.cancelled == 0
+
+
+@in_loop
+async def test_the_body_of_an_invocation_that_failed_is_not_kept() -> None:
+    """Its error knows where it was raised, and what stood there: a circle that is freed late."""
+    receivers: list[Receiver] = []
+
+    class Idle:
+        def cancel(self) -> None:
+            raise NotImplementedError
+
+    def invoke(_invocation: Invocation, receiver: Receiver) -> Started:
+        receivers.append(receiver)
+        return Idle()
+
+    async def ask() -> int:
+        body = Spool()
+        try:
+            await awaited(invoke, Invocation("request", "default/echo", "r1", body))
+        except NotFound:
+            return body.fd
+        raise AssertionError
+
+    gc.disable()
+    try:
+        asked = asyncio.ensure_future(ask())
+        await until(lambda: receivers)
+        receivers.pop().failed(NotFound("It is gone."))
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(await asked)
+    finally:
+        gc.enable()
 
 
 @in_loop
