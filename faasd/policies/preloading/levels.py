@@ -68,7 +68,9 @@ class Profile:
     def __post_init__(self) -> None:
         levels = [one.level for one in self.stages]
         if not levels or levels != sorted(set(levels)):
-            raise ValueError(f"stages must rise from a floor, not be {[str(one) for one in levels]}")
+            raise ValueError(
+                f"stages must rise from a floor, not be {[str(one) for one in levels]}"
+            )
         found: list[Stage] = []
         for level in Level:
             below = [one for one in self.stages if one.level <= level]

@@ -61,6 +61,11 @@ class Loads:
     def __len__(self) -> int:
         return len(self._under_way)
 
+    @property
+    def latest(self) -> int:
+        """The load that was started last."""
+        return self._next - 1
+
     def of(self, node: int) -> list[Load]:
         return [self._under_way[one].load for one in sorted(self._by_node.get(node, ()))]
 

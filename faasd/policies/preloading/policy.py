@@ -165,15 +165,8 @@ class Policy(abc.ABC):
     def pressed(self, node: int, over_mb: float, now: float) -> None:
         """So much memory is needed on a node, for a request or because others take it."""
         over_mb -= self._leaving_mb[node]
-        for load in reversed(self.loads.of(node)):
-            if over_mb <= 0:
-                return
-            before = self.book.ledger.used_mb(node)
-            self.loads.given_up(load.id)
-            over_mb -= before - self.book.ledger.used_mb(node)
-            self._act(Cancel(load.id, _YIELDS))
-            self._load_ended(load.function, node, now)
-        self._make_room(node, over_mb, now, self.PRESSED)
+        over_mb = self._give_up_loads(node, over_mb, now)
+        self.make_room(node, over_mb, now, self.PRESSED)
 
     # Decisions
 
@@ -266,7 +259,7 @@ class Policy(abc.ABC):
         del now
         return self._used_at(place)
 
-    def _make_room(self, node: int, over_mb: float, now: float, why: Why) -> float:
+    def make_room(self, node: int, over_mb: float, now: float, why: Why) -> float:
         """End idle places, the lowest first, until so much is freed; what is still missing."""
         heap = self._victims[node]
         spared: list[int] = []
@@ -289,7 +282,14 @@ class Policy(abc.ABC):
         return over_mb
 
     def _begin_load(
-        self, function: int, node: int, level: Level, now: float, why: Why, *, place: int | None = None
+        self,
+        function: int,
+        node: int,
+        level: Level,
+        now: float,
+        why: Why,
+        *,
+        place: int | None = None,
     ) -> bool:
         """Load if it may be, and fits into what is free; others are not dropped for it."""
         if node not in self._victims or not self.loads.may_start(function, node, now):
@@ -309,6 +309,18 @@ class Policy(abc.ABC):
         below = Level.RESIDENT if forked else Level.ABSENT
         return profile.saves_s(level, below)
 
+    def _give_up_loads(self, node: int, over_mb: float, now: float) -> float:
+        """Cancel loads, the latest first, until so much is freed; what is still missing."""
+        for load in reversed(self.loads.of(node)):
+            if over_mb <= 0:
+                break
+            before_mb = self.book.ledger.used_mb(node)
+            self.loads.given_up(load.id)
+            over_mb -= before_mb - self.book.ledger.used_mb(node)
+            self._act(Cancel(load.id, _YIELDS))
+            self._load_ended(load.function, node, now)
+        return over_mb
+
     def _no_more_leaving(self, place: int) -> None:
         freed_mb = self._leaving.pop(place, None)
         if freed_mb is not None:
@@ -323,21 +335,28 @@ class Policy(abc.ABC):
 
     def _function_added(self, function: int, now: float) -> None:
         """It was not known before."""
+        del function, now
 
     def _function_removed(self, function: int, now: float) -> None:
         """It will not be called any more."""
+        del function, now
 
     def _appeared(self, place: int, now: float) -> None:
         """A place is new."""
+        del place, now
 
     def _changed(self, place: int, now: float) -> None:
         """A place is at another level, or another function's."""
+        del place, now
 
     def _vanished(self, place: int, now: float) -> None:
         """A place is about to be forgotten."""
+        del place, now
 
     def _evicted(self, place: int, rank: float, now: float) -> None:
         """A place is about to be ended for memory."""
+        del place, rank, now
 
     def _load_ended(self, function: int, node: int, now: float) -> None:
         """A load failed or was given up."""
+        del function, node, now

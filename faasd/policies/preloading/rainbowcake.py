@@ -76,8 +76,8 @@ class RainbowCake(Keeping):
         self._of_function: dict[int, Recent] = {}
         self._of_runtime: dict[str, Recent] = {}
         self._of_all = Recent()
-        self._entered: dict[int, float] = {}
-        """When a place came to be idle at its level."""
+        self._until: dict[int, float] = {}
+        """Until when a place is kept at its level: said once, when it comes to be idle there."""
         self._last_node: dict[int, int] = {}
         self._expected_at: dict[int, float] = {}
         self._ahead = LazyHeap()
@@ -102,7 +102,8 @@ class RainbowCake(Keeping):
         self._last_node[function] = self.book.node[place]
 
     def idled(self, place: int, now: float) -> None:
-        self._entered[place] = now
+        self._idle_since[place] = now
+        self._enter(place, now)
         super().idled(place, now)
 
     def kept_s(self, function: int, level: Level, now: float) -> float:
@@ -123,23 +124,26 @@ class RainbowCake(Keeping):
             return self._of_runtime.get(profile.runtime) or self._of_all
         return self._of_function.get(function) or Recent()
 
+    def _enter(self, place: int, now: float) -> None:
+        self._until[place] = now + self.kept_s(self._owner[place], self.book.level[place], now)
+
     def _kept_until(self, place: int) -> float:
-        since = self._entered.get(place, self._idle_since[place])
         if self._is_template(place):
-            since = max(since, self._used_at(place))
-        return since + self.kept_s(self._owner[place], self.book.level[place], since)
+            used_at = self._used_at(place)
+            return used_at + self.kept_s(self._owner[place], self.book.level[place], used_at)
+        return self._until[place]
 
     def _appeared(self, place: int, now: float) -> None:
-        self._entered[place] = now
+        self._enter(place, now)
         super()._appeared(place, now)
 
     def _changed(self, place: int, now: float) -> None:
-        self._entered[place] = now
+        self._enter(place, now)
         super()._changed(place, now)
 
     def _vanished(self, place: int, now: float) -> None:
         super()._vanished(place, now)
-        self._entered.pop(place, None)
+        self._until.pop(place, None)
 
     def _expire(self, place: int, now: float) -> None:
         del now

@@ -1,0 +1,460 @@
+"""The default: hold what saves most seconds per megabyte and second of holding, within the memory.
+
+The worth of a level is the rate at which holding it pays (see `arrivals.outlook`), times the seconds
+that it saves a call over the level below, by the megabytes that it adds. Under pressure what is
+worth least goes, one level at a time. What is not held is loaded when, for the best time of holding it,
+it saves more than it costs: the worth of what it displaces, with a margin; the price of memory
+as such; and the processor time of the load. So nothing is swapped for a like thing, and a load
+that would not pay for itself is not made.
+
+A second copy is worth what its own use so far says: places are used the most recent one first, so that
+the second is used only when two calls overlap, and how often that was is the best guess there is. Where
+overlapping calls had to start one, one more is loaded ahead by how often that was.
+
+Every function is looked at again when its worth may have changed: after calls, and in a silence at times
+that grow with it, or when the next call becomes likely. In between, ranks are as they were then.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from faasd.policies.preloading.actions import Lower, Why
+from faasd.policies.preloading.arrivals.mixture import Everyone, Mixture
+from faasd.policies.preloading.arrivals.model import SHORT_S
+from faasd.policies.preloading.arrivals.outlook import Outlook, look_out, steady
+from faasd.policies.preloading.book import BUSY
+from faasd.policies.preloading.ladder import LEAST_MB, Step, ladder
+from faasd.policies.preloading.lazyheap import LazyHeap
+from faasd.policies.preloading.levels import Level, Profile
+from faasd.policies.preloading.loads import Bounds
+from faasd.policies.preloading.policy import Policy
+
+LEAST_REVIEW_S = 5.0
+MOST_REVIEW_S = 1800.0
+LOOK_EVERY_S = 1.0
+TRIES = 4
+SPARE_HORIZON_S = 600.0
+PRIOR_S = 60.0
+
+
+class Known:
+    """What is known of one function's calls."""
+
+    __slots__ = ("calls", "last", "learnt_at", "learnt_to", "model", "outlook", "overlaps", "since")
+
+    def __init__(self, model: Mixture, now: float) -> None:
+        self.model = model
+        self.since = now
+        self.last = now
+        self.calls = 0
+        self.learnt_at = now
+        self.learnt_to = 0
+        self.outlook: Outlook = look_out(model, 0.0)
+        self.overlaps: dict[int, int] = {}
+
+
+class Worth(Policy):
+    name: ClassVar[str] = "worth"
+    PRESSED: ClassVar[Why] = Why("dropped for memory, what is worth least first")
+
+    def __init__(
+        self,
+        *,
+        price: float = 1e-6,
+        loader_price: float = 0.1,
+        margin: float = 1.5,
+        bounds: Bounds | None = None,
+    ) -> None:
+        """`price` is in seconds of waiting per megabyte and second: a GB for a quarter of an hour
+        is worth one second. `loader_price` is in seconds of waiting per second of loading.
+        """
+        super().__init__(bounds=bounds)
+        self._price = price
+        self._loader_price = loader_price
+        self._margin = margin
+        self._everyone = Everyone()
+        self._known: dict[int, Known] = {}
+        self._ladders: dict[int, tuple[Step, ...]] = {}
+        self._reviews = LazyHeap()
+        self._wanted = LazyHeap()
+        """Functions that would be loaded if there were room, the most worth first."""
+        self._look_at = math.inf
+        self._tally: dict[tuple[int, int], int] = {}
+
+    # On the way of every call
+
+    def arrived(self, function: int, now: float) -> None:
+        known = self._known[function]
+        gap_s = now - known.last
+        known.last = now
+        known.calls += 1
+        if gap_s >= SHORT_S:
+            self._learn_gap(function, known, gap_s, now)
+
+    def _learn_gap(self, function: int, known: Known, gap_s: float, now: float) -> None:
+        """Short gaps are learnt all at once, when one that is not short comes, or at a review."""
+        short = known.calls - known.learnt_to - 1
+        if short > 0:
+            span_s = now - gap_s - known.learnt_at
+            known.model.observe(max(0.0, span_s / short), short)
+        if known.calls > 1:
+            known.model.observe(gap_s)
+        known.learnt_at, known.learnt_to = now, known.calls
+        at = now + LEAST_REVIEW_S
+        self._reviews.offer(function, at)
+        self.due = min(self.due, at)
+
+    # What is there
+
+    def known(self, function: int, profile: Profile, now: float) -> None:
+        self._ladders[function] = ladder(profile)
+        super().known(function, profile, now)
+
+    def _function_added(self, function: int, now: float) -> None:
+        self._known[function] = Known(self._everyone.newcomer(), now)
+        self._reviews.offer(function, now)
+        self.due = min(self.due, now)
+
+    def _function_removed(self, function: int, now: float) -> None:
+        del now
+        for known in (self._known, self._ladders):
+            known.pop(function, None)
+        self._reviews.discard(function)
+        self._wanted.discard(function)
+
+    def _appeared(self, place: int, now: float) -> None:
+        del now
+        book = self.book
+        if book.level[place] is Level.INSTANCE:
+            busy = sum(self._idle_since[one] == BUSY for one in book.places(book.owner[place]))
+            if busy:
+                overlaps = self._known[book.owner[place]].overlaps
+                overlaps[busy + 1] = overlaps.get(busy + 1, 0) + 1
+
+    def _vanished(self, place: int, now: float) -> None:
+        key = (self._owner[place], self.book.node[place])
+        self._tally[key] = self._tally.get(key, 0) + self._hits[place]
+        self._look_again(now)
+
+    def _load_ended(self, function: int, node: int, now: float) -> None:
+        del function, node
+        self._look_again(now)
+
+    def placed(
+        self,
+        place: int,
+        function: int,
+        node: int,
+        level: Level,
+        now: float,
+        *,
+        load: int | None = None,
+        host: int | None = None,
+    ) -> None:
+        super().placed(place, function, node, level, now, load=load, host=host)
+        if load is not None:
+            self._look_again(now)
+
+    def node_joined(self, node: int, budget_mb: float, now: float) -> None:
+        super().node_joined(node, budget_mb, now)
+        self._look_again(now)
+
+    def _look_again(self, now: float) -> None:
+        """There may be room now for what is wanted."""
+        if len(self._wanted) and self._look_at == math.inf:
+            self._look_at = now + LOOK_EVERY_S
+            self.due = min(self.due, self._look_at)
+
+    # Reviews
+
+    def _tick(self, now: float) -> float:
+        while (found := self._reviews.pop(now)) is not None:
+            self._review(found[1], now)
+        if now >= self._look_at:
+            self._look_at = math.inf
+            self._look_for_room(now)
+        return min(self._reviews.least, self._look_at)
+
+    def _review(self, function: int, now: float) -> None:
+        known = self._known[function]
+        outlook = self._refresh(known, now)
+        for place in self.book.places(function):
+            self._drop_if_worthless(place, now)
+        self._raise(function, known, now)
+        idle_s = max(0.0, now - known.last)
+        wait_s = max(LEAST_REVIEW_S, 0.1 * idle_s)
+        wait_s = min(max(wait_s, outlook.soon_s), max(30.0, 0.5 * idle_s), MOST_REVIEW_S)
+        self._reviews.offer(function, now + wait_s)
+
+    def _refresh(self, known: Known, now: float) -> Outlook:
+        fresh = known.calls - known.learnt_to
+        idle_s = max(0.0, now - known.last)
+        if fresh > 1:
+            known.model.observe(max(0.0, (known.last - known.learnt_at) / fresh), fresh)
+            known.learnt_at, known.learnt_to = known.last, known.calls
+            if idle_s < SHORT_S:
+                # It is called all the time: what the models would say in detail is of no use.
+                known.outlook = steady(1.0 / SHORT_S)
+                return known.outlook
+        known.outlook = look_out(known.model, idle_s)
+        return known.outlook
+
+    def _look_for_room(self, now: float) -> None:
+        for _ in range(TRIES):
+            if not any(self.loads.has_room(node, now) for node in self._victims):
+                return
+            found = self._wanted.pop()
+            if found is None:
+                return
+            function = found[1]
+            self._refresh(self._known[function], now)
+            self._raise(function, self._known[function], now)
+
+    # Worth
+
+    def _rank(self, place: int, now: float) -> float:
+        """Seconds saved per megabyte and second of holding, for the highest step of a place."""
+        step = self._step_of(place)
+        if step is None:
+            return 0.0
+        adds_mb = step.adds_mb
+        if step.level >= Level.MAPPED:
+            freed_mb = self.book.frees_mb(place)
+            below = self.book.profiles[self._owner[place]].stage(step.below)
+            forked = step.level is Level.INSTANCE and self._ladder_forks(place)
+            adds_mb = freed_mb if forked else freed_mb - below.private_mb
+        return self._rate(place, now) * step.saves_s / max(LEAST_MB, adds_mb)
+
+    def _ladder_forks(self, place: int) -> bool:
+        return self.book.profiles[self._owner[place]].forks
+
+    def _step_of(self, place: int) -> Step | None:
+        """The step that brought a place where it is, or where it is on the way to the next."""
+        level = self.book.level[place]
+        found = None
+        for step in self._ladders.get(self._owner[place], ()):
+            if step.level <= level:
+                found = step
+        return found
+
+    def _rate(self, place: int, now: float) -> float:
+        """How often a place is going to be of use: the first of its kind by all calls."""
+        known = self._known.get(self._owner[place])
+        if known is None:
+            return 0.0
+        rate = known.outlook.rate
+        if self._is_first(place):
+            return rate
+        hits = self._hits[place] or self._tally.get((self._owner[place], self.book.node[place]), 0)
+        return min(rate, (0.5 + hits) / (PRIOR_S + max(0.0, now - self.book.placed_at[place])))
+
+    def _is_first(self, place: int) -> bool:
+        """Whether no other place of its kind is used before it."""
+        book, since = self.book, self._idle_since[place]
+        template = self._is_template(place)
+        for one in book.places(self._owner[place]):
+            if one == place or self._is_template(one) is not template:
+                continue
+            if (book.level[one], self._idle_since[one], -one) > (book.level[place], since, -place):
+                return False
+        return True
+
+    def _drop_if_worthless(self, place: int, now: float) -> None:
+        if self._idle_since[place] == BUSY or self._is_leaving(place) or self._in_use(place):
+            return
+        rank = self._rank(place, now)
+        if rank < self._price:
+            self._end(place, self._why("not worth its memory any more", place, rank))
+
+    def explain(self, place: int, now: float) -> Why:
+        if self._idle_since[place] == BUSY:
+            return Why("runs a call")
+        return self._why("worth its memory", place, self._rank(place, now))
+
+    def _why(self, rule: str, place: int, rank: float) -> Why:
+        known, step = self._known.get(self._owner[place]), self._step_of(place)
+        return Why(
+            rule,
+            chance=None if known is None else known.outlook.chance,
+            within_s=None if known is None else known.outlook.within_s,
+            saves_s=0.0 if step is None else step.saves_s,
+            memory_mb=self.book.frees_mb(place),
+            density=rank,
+            price=self._price,
+        )
+
+    # Less
+
+    def _end(self, place: int, why: Why) -> float:
+        """One step down, where there is one to stand on; nothing is left of a place otherwise."""
+        step = self._step_of(place)
+        profile = self.book.profiles[self._owner[place]]
+        forked = profile.forks and self.book.level[place] is Level.INSTANCE
+        if step is None or forked or step.below <= profile.floor.level:
+            return super()._end(place, why)
+        freed_mb = 0.0
+        if self._is_template(place):
+            freed_mb += sum(
+                self._lower(one, Level.ABSENT, why)
+                for one in self.book.kin(place)
+                if self.book.level[one] is Level.INSTANCE
+            )
+        return freed_mb + self._lower(place, step.below, why)
+
+    def make_room(self, node: int, over_mb: float, now: float, why: Why) -> float:
+        """Where single steps do not do, places go whole."""
+        over_mb = super().make_room(node, over_mb, now, why)
+        for number, action in enumerate(self._actions):
+            if over_mb <= 0:
+                break
+            if not isinstance(action, Lower) or action.level is Level.ABSENT:
+                continue
+            if self.book.node[action.place] == node:
+                self._actions[number] = Lower(action.place, Level.ABSENT, why)
+                over_mb -= self._leave_whole(action.place)
+        return over_mb
+
+    def _leave_whole(self, place: int) -> float:
+        whole_mb = self.book.frees_mb(place)
+        more_mb = whole_mb - self._leaving[place]
+        self._leaving[place] = whole_mb
+        self._leaving_mb[self.book.node[place]] += more_mb
+        return more_mb
+
+    # More
+
+    def _raise(self, function: int, known: Known, now: float) -> None:
+        """Load the function to the highest step that pays, or one copy more, where there is room."""
+        self._wanted.discard(function)
+        if self.loads.anywhere(function):
+            return
+        steps = self._ladders[function]
+        best = self._best_place(function)
+        level = self.book.profiles[function].floor.level if best is None else self.book.level[best]
+        missing = [step for step in steps if step.level > level]
+        if not missing:
+            self._raise_spare(function, known, now)
+            return
+        forks = self.book.profiles[function].forks
+        for count in range(len(missing), 0, -1):
+            some = missing[:count]
+            last = some[-1]
+            raised = None if best is None or (forks and last.level is Level.INSTANCE) else best
+            if raised is not None and self._idle_since[raised] == BUSY:
+                return
+            if self._try(function, some, known.outlook, raised, best, now):
+                return
+        density = known.outlook.rate * missing[0].saves_s / missing[0].adds_mb
+        self._wanted.offer(function, -density)
+
+    def _raise_spare(self, function: int, known: Known, now: float) -> None:
+        """One place more than there are, if calls overlapped often enough."""
+        places = [one for one in self.book.places(function) if not self._is_template(one)]
+        copies = len(places) + 1
+        overlaps = known.overlaps.get(copies, 0)
+        if overlaps < 2:
+            return
+        last = self._ladders[function][-1]
+        outlook = steady(overlaps / (PRIOR_S + max(0.0, now - known.since)))
+        steps = [last] if self.book.profiles[function].forks else list(self._ladders[function])
+        self._try(function, steps, outlook, None, places[0] if places else None, now)
+
+    def _best_place(self, function: int) -> int | None:
+        places = self.book.places(function)
+        return max(places, key=lambda one: (self.book.level[one], -one), default=None)
+
+    def _try(
+        self,
+        function: int,
+        steps: list[Step],
+        outlook: Outlook,
+        raised: int | None,
+        near: int | None,
+        now: float,
+    ) -> bool:
+        """Load if that pays on some node. A place is raised where it is; a fork is made there too."""
+        book = self.book
+        level = steps[-1].level
+        fork = level is Level.INSTANCE and book.profiles[function].forks
+        if near is not None and (raised is not None or fork):
+            nodes = [book.node[near]]
+        else:
+            nodes = sorted(self._victims, key=lambda node: (-self._free_mb(node), node))
+        saves_s, cpu_s = sum(s.saves_s for s in steps), sum(s.load_cpu_s for s in steps)
+        for node in nodes:
+            if not self.loads.may_start(function, node, now):
+                continue
+            adds_mb = book.adds_mb(function, node, level)
+            if raised is not None:
+                adds_mb -= book.private_mb(raised)
+            going = self._cheapest(node, adds_mb - self._free_mb(node), now, spare=function)
+            if going is None:
+                continue
+            lost = sum(rank * freed_mb for _, rank, freed_mb in going)
+            cost_rate = self._margin * lost + self._price * adds_mb
+            gain_s = outlook.gain_s(saves_s, cost_rate) - self._loader_price * cpu_s
+            # The highest step alone has to pay as well: lower ones must not carry it.
+            last_s = outlook.gain_s(
+                steps[-1].saves_s, cost_rate * min(1.0, steps[-1].adds_mb / max(LEAST_MB, adds_mb))
+            )
+            if gain_s <= 0 or last_s <= self._loader_price * steps[-1].load_cpu_s:
+                continue
+            why = Why(
+                "worth more than it costs",
+                chance=outlook.chance,
+                within_s=outlook.within_s,
+                saves_s=saves_s,
+                memory_mb=adds_mb,
+                density=outlook.rate * saves_s / max(LEAST_MB, adds_mb),
+                price=cost_rate / max(LEAST_MB, adds_mb),
+            )
+            for place, _, _ in going:
+                self._end(place, why)
+            self._act(self.loads.start(function, node, level, now, why, place=raised))
+            return True
+        return False
+
+    def _cheapest(
+        self, node: int, over_mb: float, now: float, *, spare: int
+    ) -> list[tuple[int, float, float]] | None:
+        """What would go for so much memory: places, ranks and megabytes. None if it is not there."""
+        if over_mb <= 0:
+            return []
+        heap = self._victims[node]
+        taken: list[int] = []
+        going: list[tuple[int, float, float]] = []
+        while over_mb > 0 and (found := heap.pop()) is not None:
+            rank, place = found
+            if self._idle_since[place] == BUSY:
+                continue
+            fresh = self._rank(place, now)
+            if fresh > rank and fresh > heap.least:
+                heap.offer(place, fresh)
+                continue
+            taken.append(place)
+            if self._is_leaving(place) or self._owner[place] == spare or self._in_use(place):
+                continue
+            freed_mb = self._steps_down_mb(place)
+            going.append((place, fresh, freed_mb))
+            over_mb -= freed_mb
+        for place in taken:
+            heap.offer(place, self._rank(place, now))
+        return going if over_mb <= 0 else None
+
+    def _steps_down_mb(self, place: int) -> float:
+        """What `_end` would free."""
+        freed_mb = self.book.frees_mb(place)
+        step = self._step_of(place)
+        profile = self.book.profiles[self._owner[place]]
+        if step is not None and step.below > profile.floor.level:
+            forked = profile.forks and self.book.level[place] is Level.INSTANCE
+            freed_mb -= 0.0 if forked else profile.stage(step.below).private_mb
+        if self._is_template(place):
+            freed_mb += sum(
+                self.book.frees_mb(one)
+                for one in self.book.kin(place)
+                if self.book.level[one] is Level.INSTANCE
+            )
+        return freed_mb
