@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 from faasd.policies.preloading.ledger import Ledger
-from faasd.policies.preloading.levels import Level, Profile, Stage
+from faasd.policies.preloading.levels import Level, Profile, Share, Stage
 
 BUSY = math.inf
 """In place of the time since which a place is idle."""
 
 NOBODY = -1
+_GONE = Stage(Level.ABSENT, 0.0)
 
 
 class Book:
@@ -58,7 +59,8 @@ class Book:
         """Its profile, or the new one: what its places take is counted anew."""
         self.profiles[function] = profile
         for place in self._by_function.get(function, ()):
-            self._count(place, profile.takes(self.level[place], hosted=self._hosted(place)))
+            if not self.is_lowered(place):
+                self.restore(place)
 
     def put(
         self, place: int, function: int, node: int, level: Level, now: float, host: int | None
@@ -95,10 +97,42 @@ class Book:
             self.host[place] = None
             self._unhost(place, host)
 
+    def lower(self, place: int, level: Level) -> float:
+        """Count a place, with what is in its sandbox, as if it were at a lower level already.
+
+        What that frees, in megabytes. It is so until `put`, `remove` or `restore`.
+        """
+        ledger, node = self.ledger, self.node[place]
+        before_mb = ledger.used_mb(node)
+        if level is Level.ABSENT:
+            for one in self.hosts.get(place, ()):
+                self._count(one, _GONE)
+            self._count(place, _GONE)
+        else:
+            profile = self.profiles[self.owner[place]]
+            self._count(place, profile.takes(level, hosted=self._hosted(place)))
+        return before_mb - ledger.used_mb(node)
+
+    def is_lowered(self, place: int) -> bool:
+        stage = self._stage[place]
+        return stage is not None and stage.level < self.level[place]
+
+    def restore(self, place: int) -> None:
+        """It was not lowered after all."""
+        profile = self.profiles[self.owner[place]]
+        for one in self.hosts.get(place, ()):
+            self.restore(one)
+        self._count(place, profile.takes(self.level[place], hosted=self._hosted(place)))
+
+    def shares(self, place: int) -> tuple[Share, ...]:
+        """What a place holds together with others."""
+        stage = self._stage[place]
+        return () if stage is None else stage.shared
+
     def measured(self, place: int, private_mb: float) -> None:
         """What a place takes, by measurement."""
         stage = self._stage[place]
-        if stage is not None:
+        if stage is not None and not self.is_lowered(place):
             self._count(place, Stage(stage.level, stage.start_s, private_mb, stage.shared))
 
     def remove(self, place: int) -> None:

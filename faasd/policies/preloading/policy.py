@@ -6,7 +6,8 @@ The contract with a driver, which is a worker or the simulator:
    dropped by itself: an instance, a template, a sandbox with libraries or bare. The driver reuses the
    most recently used place of those that serve equally well.
 2. It calls the method named for an event, and `decide` when `due` has come: `due` is in the past as
-   soon as there is something to do. It carries out the actions in their order.
+   soon as there is something to do. It carries out the actions in their order, and calls nothing here
+   in between but what they bring about at once.
 3. A demand start is `placed` when it begins, at the level it will have, and `began` at once after;
    a load is `placed` when it is done. What does not fit is `pressed` for first.
 4. A node's `budget_mb` is what all its places may take. Policies start loads within it only; what
@@ -107,8 +108,9 @@ class Policy(abc.ABC):
         """A place runs a call. It may have been another function's, or nobody's, until now."""
         if self._owner[place] != function:
             self._taken(place, function, now)
-        if self._leaving:
+        if place in self._leaving:
             self._no_more_leaving(place)
+            self.book.restore(place)
         self._idle_since[place] = BUSY
         self._hits[place] += 1
 
@@ -201,14 +203,9 @@ class Policy(abc.ABC):
         """Ask for an idle place to be stripped, and what that will free, in megabytes."""
         if place in self._leaving:
             return 0.0
-        book = self.book
-        freed_mb = book.frees_mb(place)
-        if level is not Level.ABSENT:
-            profile = book.profiles[book.owner[place]]
-            rest = profile.takes(level, hosted=book.host[place] is not None)
-            freed_mb = max(0.0, freed_mb - rest.private_mb)
+        freed_mb = self.book.lower(place, level)
         self._leaving[place] = freed_mb
-        self._leaving_mb[book.node[place]] += freed_mb
+        self._leaving_mb[self.book.node[place]] += freed_mb
         self._act(Lower(place, level, why))
         return freed_mb
 
@@ -246,7 +243,7 @@ class Policy(abc.ABC):
 
     def _free_mb(self, node: int) -> float:
         """What is free once all that is leaving has left."""
-        return self.book.ledger.free_mb(node) + self._leaving_mb[node]
+        return self.book.ledger.free_mb(node)
 
     def _list(self, place: int, now: float) -> None:
         """Have an idle place considered when memory is needed."""

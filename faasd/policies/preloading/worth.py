@@ -23,7 +23,7 @@ from typing import ClassVar
 from faasd.policies.preloading.actions import Lower, Why
 from faasd.policies.preloading.arrivals.mixture import Everyone, Mixture
 from faasd.policies.preloading.arrivals.model import SHORT_S
-from faasd.policies.preloading.arrivals.outlook import Outlook, look_out, steady
+from faasd.policies.preloading.arrivals.outlook import FIRST_S, Outlook, look_out, steady
 from faasd.policies.preloading.book import BUSY
 from faasd.policies.preloading.ladder import LEAST_MB, Step, ladder
 from faasd.policies.preloading.lazyheap import LazyHeap
@@ -37,6 +37,7 @@ LOOK_EVERY_S = 1.0
 TRIES = 4
 SPARE_HORIZON_S = 600.0
 PRIOR_S = 60.0
+SCARCE_S = 300.0
 
 
 class Known:
@@ -82,6 +83,8 @@ class Worth(Policy):
         """Functions that would be loaded if there were room, the most worth first."""
         self._look_at = math.inf
         self._tally: dict[tuple[int, int], int] = {}
+        self._scarce: dict[int, tuple[float, float]] = {}
+        """By node: what memory was worth when it was last taken, and when that was."""
 
     # On the way of every call
 
@@ -183,10 +186,18 @@ class Worth(Policy):
         for place in self.book.places(function):
             self._drop_if_worthless(place, now)
         self._raise(function, known, now)
-        idle_s = max(0.0, now - known.last)
-        wait_s = max(LEAST_REVIEW_S, 0.1 * idle_s)
-        wait_s = min(max(wait_s, outlook.soon_s), max(30.0, 0.5 * idle_s), MOST_REVIEW_S)
-        self._reviews.offer(function, now + wait_s)
+        self._reviews.offer(function, now + self._wait_s(outlook, now - known.last))
+
+    @staticmethod
+    def _wait_s(outlook: Outlook, idle_s: float) -> float:
+        """Worth changes by so much only in a time like that of the silence, or of a usual gap.
+
+        But where a call is better waited for than found, it is about to rise.
+        """
+        wait_s = max(0.25 * idle_s, 0.5 / max(1e-9, outlook.rate))
+        if outlook.within_s > 4 * FIRST_S:
+            wait_s = min(wait_s, max(0.1 * idle_s, outlook.soon_s))
+        return min(MOST_REVIEW_S, max(LEAST_REVIEW_S, wait_s))
 
     def _refresh(self, known: Known, now: float) -> Outlook:
         fresh = known.calls - known.learnt_to
@@ -317,9 +328,8 @@ class Worth(Policy):
         return over_mb
 
     def _leave_whole(self, place: int) -> float:
-        whole_mb = self.book.frees_mb(place)
-        more_mb = whole_mb - self._leaving[place]
-        self._leaving[place] = whole_mb
+        more_mb = self.book.lower(place, Level.ABSENT)
+        self._leaving[place] += more_mb
         self._leaving_mb[self.book.node[place]] += more_mb
         return more_mb
 
@@ -361,6 +371,21 @@ class Worth(Policy):
         steps = [last] if self.book.profiles[function].forks else list(self._ladders[function])
         self._try(function, steps, outlook, None, places[0] if places else None, now)
 
+    def _price_of(self, node: int, now: float) -> float:
+        """Of free memory, which is not free for long where there is little: it is as dear as what was
+        evicted last, less as time goes by without any eviction.
+        """
+        scarce = self._scarce.get(node)
+        if scarce is None:
+            return self._price
+        rank, at = scarce
+        return max(self._price, self._margin * rank * math.exp((at - now) / SCARCE_S))
+
+    def _evicted(self, place: int, rank: float, now: float) -> None:
+        node = self.book.node[place]
+        before, at = self._scarce.get(node, (0.0, now))
+        self._scarce[node] = (max(rank, before * math.exp((at - now) / SCARCE_S)), now)
+
     def _best_place(self, function: int) -> int | None:
         places = self.book.places(function)
         return max(places, key=lambda one: (self.book.level[one], -one), default=None)
@@ -389,11 +414,15 @@ class Worth(Policy):
             adds_mb = book.adds_mb(function, node, level)
             if raised is not None:
                 adds_mb -= book.private_mb(raised)
-            going = self._cheapest(node, adds_mb - self._free_mb(node), now, spare=function)
+            needs = book.profiles[function].takes(Level.RESIDENT if fork else level)
+            keys = {key for key, _ in needs.shared}
+            over_mb = adds_mb - self._free_mb(node)
+            going = self._cheapest(node, over_mb, now, function, keys)
             if going is None:
                 continue
             lost = sum(rank * freed_mb for _, rank, freed_mb in going)
-            cost_rate = self._margin * lost + self._price * adds_mb
+            free_mb = max(0.0, adds_mb - sum(freed_mb for _, _, freed_mb in going))
+            cost_rate = self._margin * lost + self._price_of(node, now) * free_mb
             gain_s = outlook.gain_s(saves_s, cost_rate) - self._loader_price * cpu_s
             # The highest step alone has to pay as well: lower ones must not carry it.
             last_s = outlook.gain_s(
@@ -417,9 +446,12 @@ class Worth(Policy):
         return False
 
     def _cheapest(
-        self, node: int, over_mb: float, now: float, *, spare: int
+        self, node: int, over_mb: float, now: float, function: int, keys: set[str]
     ) -> list[tuple[int, float, float]] | None:
-        """What would go for so much memory: places, ranks and megabytes. None if it is not there."""
+        """What would go for so much memory: places, ranks and megabytes. None if it is not there.
+
+        Never what is the function's own, nor what shares with it.
+        """
         if over_mb <= 0:
             return []
         heap = self._victims[node]
@@ -434,17 +466,19 @@ class Worth(Policy):
                 heap.offer(place, fresh)
                 continue
             taken.append(place)
-            if self._is_leaving(place) or self._owner[place] == spare or self._in_use(place):
+            if self._is_leaving(place) or self._owner[place] == function or self._in_use(place):
                 continue
-            freed_mb = self._steps_down_mb(place)
+            if keys and any(key in keys for key, _ in self.book.shares(place)):
+                continue
+            freed_mb = self._steps_down_mb(place, [one for one, _, _ in going])
             going.append((place, fresh, freed_mb))
             over_mb -= freed_mb
         for place in taken:
             heap.offer(place, self._rank(place, now))
         return going if over_mb <= 0 else None
 
-    def _steps_down_mb(self, place: int) -> float:
-        """What `_end` would free."""
+    def _steps_down_mb(self, place: int, gone: list[int]) -> float:
+        """What `_end` would free, once some others have been ended."""
         freed_mb = self.book.frees_mb(place)
         step = self._step_of(place)
         profile = self.book.profiles[self._owner[place]]
@@ -455,6 +489,6 @@ class Worth(Policy):
             freed_mb += sum(
                 self.book.frees_mb(one)
                 for one in self.book.kin(place)
-                if self.book.level[one] is Level.INSTANCE
+                if self.book.level[one] is Level.INSTANCE and one not in gone
             )
         return freed_mb

@@ -37,5 +37,6 @@ class Exponential:
         while len(self._gaps) > self._window:
             self._total_s -= self._gaps.popleft()
 
-    def survival(self, gap_s: float) -> float:
-        return math.exp(-self.rate * gap_s)
+    def tail(self, gaps_s: Sequence[float]) -> list[float]:
+        rate, exp = -self.rate, math.exp
+        return [exp(rate * gap_s) for gap_s in gaps_s]

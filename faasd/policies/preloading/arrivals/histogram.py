@@ -6,6 +6,9 @@ what gaps of that length usually led to.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
+
 from faasd.policies.preloading.arrivals.model import SHORT_S
 
 RATIO = 2.0**0.5
@@ -13,19 +16,13 @@ BINS = 32
 EDGES = tuple(SHORT_S * RATIO**place for place in range(BINS))
 """The upper edge of each bin; what is longer than the last one, a day and more, is in one more."""
 
+_ENDS = (0.0, *EDGES, 2 * EDGES[-1])
 _PRIOR = 2.0
 _MOST = 128.0
 
 
 def bin_of(gap_s: float) -> int:
-    low, high = 0, BINS
-    while low < high:
-        middle = (low + high) // 2
-        if gap_s < EDGES[middle]:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    return bisect_right(EDGES, gap_s)
 
 
 class Counts:
@@ -61,22 +58,26 @@ class GapHistogram:
         self._everyone.add(place, 1.0)
         self._above = None
 
-    def survival(self, gap_s: float) -> float:
+    def tail(self, gaps_s: Sequence[float]) -> list[float]:
         above = self._above
         if above is None:
             above = self._above = self._sum_up()
-        place = bin_of(gap_s)
-        low = EDGES[place - 1] if place else 0.0
-        high = EDGES[place] if place < BINS else 2 * EDGES[-1]
-        inside = min(1.0, (gap_s - low) / (high - low))
-        following = above[place + 1] if place < BINS else 0.0
-        return above[place] + inside * (following - above[place])
+        found = []
+        place = bin_of(gaps_s[0])
+        for gap_s in gaps_s:
+            while gap_s >= _ENDS[place + 1] and place < BINS:
+                place += 1
+            low = _ENDS[place]
+            inside = min(1.0, (gap_s - low) / (_ENDS[place + 1] - low))
+            here = above[place]
+            found.append(here + inside * (above[place + 1] - here))
+        return found
 
     def _sum_up(self) -> list[float]:
         """The probability of each bin and all above it."""
         scale = _PRIOR / max(1e-9, self._everyone.total)
         total = self._own.total + _PRIOR
-        above, sums = 0.0, [0.0] * (BINS + 1)
+        above, sums = 0.0, [0.0] * (BINS + 2)
         for place in range(BINS, -1, -1):
             above += self._own.counts[place] + scale * self._everyone.counts[place]
             sums[place] = above / total

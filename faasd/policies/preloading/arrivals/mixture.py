@@ -8,6 +8,7 @@ survival is mixed and not chance.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from faasd.policies.preloading.arrivals.exponential import Exponential
 from faasd.policies.preloading.arrivals.histogram import Counts, GapHistogram, everyone
@@ -17,6 +18,7 @@ from faasd.policies.preloading.arrivals.shared import Population, SharedPrior
 
 MEMORY = 0.9
 _NO_WORSE = -20.0
+_NEGLIGIBLE = 0.01
 
 
 class Everyone:
@@ -59,11 +61,11 @@ class Mixture:
         for model in self._models:
             model.observe(gap_s, times)
 
-    def survival(self, gap_s: float) -> float:
-        total = 0.0
+    def tail(self, gaps_s: Sequence[float]) -> list[float]:
+        total = [0.0] * len(gaps_s)
         for weight, model in zip(self._weights, self._models, strict=True):
-            if weight > 1e-3:
-                total += weight * model.survival(gap_s)
+            if weight > _NEGLIGIBLE:
+                total = [one + weight * more for one, more in zip(total, model.tail(gaps_s))]  # noqa: B905
         return total
 
     def _judge(self, gap_s: float) -> None:

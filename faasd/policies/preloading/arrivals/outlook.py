@@ -9,6 +9,8 @@ the next, which makes unloading in between and loading ahead fall out by themsel
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from faasd.policies.preloading.arrivals.model import GapModel
@@ -27,8 +29,8 @@ _LEAST = 1e-9
 class Outlook:
     """By horizon: the chance of a call, and the mean time of holding until it or the horizon."""
 
-    chances: tuple[float, ...]
-    holds: tuple[float, ...]
+    chances: Sequence[float]
+    holds: Sequence[float]
     rate: float
     within_s: float
     chance: float
@@ -38,42 +40,41 @@ class Outlook:
     def gain_s(self, saves_s: float, cost_rate: float) -> float:
         """Seconds saved less what holding costs by the second, for the best time of holding."""
         return max(
-            chance * saves_s - cost_rate * hold
-            for chance, hold in zip(self.chances, self.holds, strict=True)
+            map(
+                float.__sub__,
+                map(saves_s.__mul__, self.chances),
+                map(cost_rate.__mul__, self.holds),
+            )
         )
 
 
 def look_out(model: GapModel, idle_s: float) -> Outlook:
-    now = model.survival(idle_s)
+    now, *tail = model.tail([idle_s, *[idle_s + horizon for horizon in HORIZONS]])
     if now < _LEAST:
         # Nothing of the kind was ever seen: as likely as anything in twice the time.
         return steady(1.0 / max(FIRST_S, idle_s))
     chances, holds = [], []
-    area, before, at = 0.0, 1.0, 0.0
-    best, within_s, likely, soon_s = 0.0, HORIZONS[0], 0.0, HORIZONS[-1]
-    found = False
-    for horizon in HORIZONS:
-        left = model.survival(idle_s + horizon) / now
+    area, before, at, best = 0.0, 1.0, 0.0, 0.0
+    within_s, likely, soon_s = HORIZONS[0], 0.0, HORIZONS[-1]
+    for horizon, survival in zip(HORIZONS, tail, strict=True):
+        left = survival / now
         area += 0.5 * (before + left) * (horizon - at)
         chance = 1.0 - left
         chances.append(chance)
         holds.append(area)
-        if not found and chance >= SOON:
-            found = True
-            soon_s = at + (horizon - at) * (SOON - (1.0 - before)) / max(_LEAST, before - left)
+        if chance >= SOON > 1.0 - before:
+            soon_s = at + (horizon - at) * (SOON - 1.0 + before) / max(_LEAST, before - left)
         if chance > best * area:
             best, within_s, likely = chance / area, horizon, chance
         before, at = left, horizon
-    return Outlook(tuple(chances), tuple(holds), best, within_s, likely, soon_s)
+    return Outlook(chances, holds, best, within_s, likely, soon_s)
 
 
 def steady(rate: float) -> Outlook:
     """Of calls that come by chance alone."""
     chances, holds = [], []
     for horizon in HORIZONS:
-        missed = 2.718281828459045 ** (-rate * horizon)
+        missed = math.exp(-rate * horizon)
         chances.append(1.0 - missed)
         holds.append((1.0 - missed) / rate if rate else horizon)
-    return Outlook(
-        tuple(chances), tuple(holds), rate, HORIZONS[0], chances[0], SOON / max(_LEAST, rate)
-    )
+    return Outlook(chances, holds, rate, HORIZONS[0], chances[0], SOON / max(_LEAST, rate))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 
 WINDOW = 9
 ENOUGH = 3
 LOOSE = 0.05
 """The least spread, as a share of the period: clocks are met late, and gaps are few."""
 
+_UNKNOWN_S = 3600.0
 ODD = 0.1
 """The share of gaps that follow no clock."""
 
@@ -35,9 +37,15 @@ class Periodic:
         self._period_s = max(1e-3, middle)
         self._spread_s = max(1.4826 * away, LOOSE * self._period_s)
 
-    def survival(self, gap_s: float) -> float:
-        if not self._period_s:
-            return math.exp(-gap_s / 3600.0)
-        late = (gap_s - self._period_s) / (self._spread_s * math.sqrt(2.0))
-        odd = math.exp(-gap_s / (2.0 * self._period_s))
-        return (1.0 - ODD) * 0.5 * math.erfc(late) + ODD * odd
+    def tail(self, gaps_s: Sequence[float]) -> list[float]:
+        exp, erfc = math.exp, math.erfc
+        period_s = self._period_s
+        if not period_s:
+            return [exp(-gap_s / _UNKNOWN_S) for gap_s in gaps_s]
+        by_spread = 1.0 / (self._spread_s * math.sqrt(2.0))
+        by_odd = -0.5 / period_s
+        timely = 0.5 * (1.0 - ODD)
+        return [
+            timely * erfc((gap_s - period_s) * by_spread) + ODD * exp(gap_s * by_odd)
+            for gap_s in gaps_s
+        ]

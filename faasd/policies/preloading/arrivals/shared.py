@@ -8,6 +8,7 @@ with probability (b / (b + t)) ** a. The longer a function is silent, the less s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 SHAPE = 0.5
 FORGET = 0.98
@@ -54,7 +55,7 @@ class SharedPrior:
         self._population.replace(self._told, mean_s)
         self._told = mean_s
 
-    def survival(self, gap_s: float) -> float:
+    def tail(self, gaps_s: Sequence[float]) -> list[float]:
         shape = SHAPE + self._count
         span_s = SHAPE * self._population.typical_s + self._total_s
-        return float((span_s / (span_s + gap_s)) ** shape)
+        return [(span_s / (span_s + gap_s)) ** shape for gap_s in gaps_s]

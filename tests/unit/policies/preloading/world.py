@@ -107,7 +107,8 @@ class World:
             self._pass(at)
             if self._events and self._events[0][0] <= self.now:
                 _, _, kind, subject = heapq.heappop(self._events)
-                self._done(subject) if kind == "call" else self._loaded(subject)
+                act = {"call": self._done, "load": self._loaded, "waiting": self._serve_waiting}
+                act[kind](subject)
             self._turn()
         self._pass(until)
 
@@ -165,7 +166,7 @@ class World:
                 for stage in stages:
                     self.ledger.release(gone.node, stage)
                 self.tally.cancelled += 1
-                self._serve_waiting(gone.function)
+                self._later(0.0, "waiting", gone.function)
             case Lower(place, level):
                 self._lower(place, level)
 
