@@ -32,12 +32,17 @@ from faasd.policies.preloading.loads import Bounds
 from faasd.policies.preloading.policy import Policy
 
 LEAST_REVIEW_S = 5.0
+BUSY_REVIEW_S = 20.0
 MOST_REVIEW_S = 1800.0
 LOOK_EVERY_S = 1.0
 TRIES = 4
 SPARE_HORIZON_S = 600.0
 PRIOR_S = 60.0
 SCARCE_S = 300.0
+
+
+_BUSY = steady(1.0 / SHORT_S)
+"""Of a function that is called all the time."""
 
 
 class Known:
@@ -194,6 +199,8 @@ class Worth(Policy):
 
         But where a call is better waited for than found, it is about to rise.
         """
+        if outlook is _BUSY:
+            return BUSY_REVIEW_S
         wait_s = max(0.25 * idle_s, 0.5 / max(1e-9, outlook.rate))
         if outlook.within_s > 4 * FIRST_S:
             wait_s = min(wait_s, max(0.1 * idle_s, outlook.soon_s))
@@ -207,8 +214,8 @@ class Worth(Policy):
             known.learnt_at, known.learnt_to = known.last, known.calls
             if idle_s < SHORT_S:
                 # It is called all the time: what the models would say in detail is of no use.
-                known.outlook = steady(1.0 / SHORT_S)
-                return known.outlook
+                known.outlook = _BUSY
+                return _BUSY
         known.outlook = look_out(known.model, idle_s)
         return known.outlook
 

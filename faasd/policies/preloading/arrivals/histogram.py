@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 from faasd.policies.preloading.arrivals.model import SHORT_S
 
@@ -74,13 +75,13 @@ class GapHistogram:
         return found
 
     def _sum_up(self) -> list[float]:
-        """The probability of each bin and all above it."""
-        scale = _PRIOR / max(1e-9, self._everyone.total)
+        """The probability of each bin and all above it, and none beyond."""
         total = self._own.total + _PRIOR
-        above, sums = 0.0, [0.0] * (BINS + 2)
-        for place in range(BINS, -1, -1):
-            above += self._own.counts[place] + scale * self._everyone.counts[place]
-            sums[place] = above / total
+        scale = _PRIOR / max(1e-9, self._everyone.total) / total
+        pairs = zip(reversed(self._own.counts), reversed(self._everyone.counts), strict=True)
+        sums = list(accumulate(own / total + scale * usual for own, usual in pairs))
+        sums.reverse()
+        sums.append(0.0)
         return sums
 
 
