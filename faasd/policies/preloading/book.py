@@ -76,8 +76,11 @@ class Book:
             if host is not None:
                 self.hosts.setdefault(host, set()).add(place)
             self._by_function.setdefault(function, {})[place] = None
-        elif self.owner[place] != function:
-            self.hand_over(place, function)
+        else:
+            if host is None:
+                self._free_of_host(place)
+            if self.owner[place] != function:
+                self.hand_over(place, function)
         self.level[place] = level
         self._count(place, self.profiles[function].takes(level, hosted=self._hosted(place)))
 
@@ -90,8 +93,8 @@ class Book:
             place, self.profiles[function].takes(self.level[place], hosted=self._hosted(place))
         )
 
-    def free_of_host(self, place: int) -> None:
-        """What was loaded into another's sandbox has it for itself now."""
+    def _free_of_host(self, place: int) -> None:
+        """What was loaded into another's sandbox has one for itself now."""
         host = self.host[place]
         if host is not None:
             self.host[place] = None

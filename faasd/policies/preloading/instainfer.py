@@ -7,7 +7,8 @@ memory are placed where they fit best, and replace what is worth less than they.
 the probability of a call within a minute times the seconds that importing and loading take.
 
 A call for what is loaded in the sandbox of another takes that sandbox over; what else is in it
-stays, unless there is no room. Its artefact kills all the neighbours, believes in loads that it was
+stays, unless there is no room. Where instances are forks, templates are what is loaded, idle ones mark
+the sandboxes, and a template that is called for gets a sandbox of its own. The artefact kills all the neighbours, believes in loads that it was
 never told of, evicts less than it needs, and counts windows in whole minutes: none of that is here.
 A process that has served a call stays, where the artefact loads its weights from disk again.
 
@@ -25,7 +26,6 @@ from typing import ClassVar
 
 from faasd.policies.preloading.actions import Cancel, Load, Lower, Why
 from faasd.policies.preloading.arrivals.exponential import rate_of
-from faasd.policies.preloading.book import BUSY
 from faasd.policies.preloading.fixed import Fixed
 from faasd.policies.preloading.greedy_dual import GreedyDual
 from faasd.policies.preloading.histogram import Histogram
@@ -166,11 +166,13 @@ class InstaInfer(Policy):
             self._follow()
             self._wish_to_pack(now)
 
-    def failed(self, load: int, reason: str, now: float) -> None:
-        super().failed(load, reason, now)
-        beneath = self._keepers_loads.pop(load, None)
-        if beneath is not None:
-            self._keeper.failed(beneath, reason, now)
+    def _load_ended(self, function: int, node: int, now: float) -> None:
+        """What was given up here is not under way beneath either."""
+        del function, node, now
+        for ours, beneath in list(self._keepers_loads.items()):
+            if not self.loads.is_under_way(ours):
+                del self._keepers_loads[ours]
+                self._keeper.loads.given_up(beneath)
 
     # Decisions
 
@@ -221,8 +223,8 @@ class InstaInfer(Policy):
                     for ours, beneath in list(self._keepers_loads.items()):
                         if beneath == load:
                             del self._keepers_loads[ours]
-                            self.loads.given_up(ours)
-                            self._act(Cancel(ours, why))
+                            if self.loads.given_up(ours) is not None:
+                                self._act(Cancel(ours, why))
 
     def _on_timer(self, function: int, now: float) -> None:
         calls = self._calls.get(function)
@@ -244,7 +246,7 @@ class InstaInfer(Policy):
         else:
             self._candidates.discard(function)
             for place in self.book.places(function):
-                if self.book.host[place] is not None:
+                if self.book.host[place] is not None and not self._in_use(place):
                     self._lower(place, Level.ABSENT, _UNLIKELY)
 
     # What is worth how much
@@ -252,14 +254,19 @@ class InstaInfer(Policy):
     def _chance(self, function: int) -> float:
         return 1.0 - math.exp(-rate_of(self._calls.get(function, ())) * HORIZON_S)
 
+    def _level(self, function: int) -> Level:
+        """What is loaded of a function."""
+        return Level.RESIDENT if self.book.profiles[function].forks else Level.INSTANCE
+
     def _saved_s(self, function: int) -> float:
-        return self.book.profiles[function].saves_s(Level.INSTANCE, Level.SANDBOX)
+        return self.book.profiles[function].saves_s(self._level(function), Level.SANDBOX)
 
     def _worth(self, function: int) -> float:
         return self._chance(function) * self._saved_s(function)
 
     def _size_mb(self, function: int) -> float:
-        return self.book.profiles[function].stage(Level.INSTANCE).private_mb
+        stage = self.book.profiles[function].stage(self._level(function))
+        return stage.private_mb + sum(size_mb for _, size_mb in stage.shared)
 
     # Packing
 
@@ -296,11 +303,8 @@ class InstaInfer(Policy):
         """Or is about to be, anywhere, in a place that a call could use."""
         if self.loads.anywhere(function):
             return True
-        book = self.book
-        return any(
-            book.level[one] is Level.INSTANCE and (book.is_idle(one) or book.host[one] is None)
-            for one in book.places(function)
-        )
+        level = self._level(function)
+        return any(self.book.level[one] is level for one in self.book.places(function))
 
     def _bins(self) -> list[_Bin]:
         loading: dict[int, float] = {}
@@ -312,16 +316,23 @@ class InstaInfer(Policy):
         return [
             self._bin(place, loading.get(place, 0.0))
             for place in self.book.everything()
-            if self.book.host[place] is None
-            and self._idle_since[place] != BUSY
-            and not self._is_leaving(place)
+            if self._is_sandbox(place) and not self._in_use(place) and not self._is_leaving(place)
         ]
+
+    def _is_sandbox(self, place: int) -> bool:
+        """Whether a place stands for a sandbox: an instance that is a fork is in its template's."""
+        forks = self.book.profiles[self._owner[place]].forks
+        return self.book.host[place] is None and (not forks or self._is_template(place))
 
     def _bin(self, place: int, loading_mb: float) -> _Bin:
         book = self.book
-        profile = book.profiles[self._owner[place]]
+        owner = self._owner[place]
+        profile = book.profiles[owner]
         hosted = [one for one in sorted(book.hosts.get(place, ())) if not self._is_leaving(one)]
-        own_mb = profile.stage(book.level[place]).private_mb
+        if profile.forks:
+            own_mb = self._size_mb(owner) + sum(map(book.private_mb, book.kin(place)))
+        else:
+            own_mb = profile.stage(book.level[place]).private_mb
         used_mb = own_mb + loading_mb + sum(self._size_mb(self._owner[one]) for one in hosted)
         empty = book.level[place] <= Level.SANDBOX and not hosted and not loading_mb
         free_mb = profile.limit_mb - used_mb
@@ -332,7 +343,7 @@ class InstaInfer(Policy):
         same_tenant = profiles[function].tenant == profiles[self._owner[into.place]].tenant
         if not same_tenant or self._owner[into.place] == function:
             return False
-        adds_mb = self.book.adds_mb(function, into.node, Level.INSTANCE, hosted=True)
+        adds_mb = self.book.adds_mb(function, into.node, self._level(function), hosted=True)
         fits = adds_mb <= self._free_mb(into.node)
         return fits and self.loads.may_start(function, into.node, now)
 
@@ -376,8 +387,8 @@ class InstaInfer(Policy):
             saves_s=self._saved_s(function),
             memory_mb=self._size_mb(function),
         )
-        load = self.loads.start(function, into.node, Level.INSTANCE, now, why, host=into.place)
-        self._act(load)
+        level = self._level(function)
+        self._act(self.loads.start(function, into.node, level, now, why, host=into.place))
 
     def _make_fit(self, host: int) -> None:
         """What is in a sandbox that has another owner now goes only where there is no room."""
@@ -404,7 +415,7 @@ class InstaInfer(Policy):
         for place in sorted(hosted, key=lambda place: self._worth(self._owner[place])):
             if over_mb <= 0:
                 return
-            if self._idle_since[place] != BUSY and self.book.frees_mb(place):
+            if not self._in_use(place) and self.book.frees_mb(place):
                 over_mb -= self._lower(place, Level.ABSENT, self.PRESSED)
         if over_mb > 0:
             self._keeper.pressed(node, over_mb, now)

@@ -26,7 +26,7 @@ class Step:
 
 
 def ladder(profile: Profile) -> tuple[Step, ...]:
-    stages = list(profile.stages)
+    stages = [profile.takes(one.level) for one in profile.stages]
     if not profile.forks:
         return _hull(profile, stages)
     instance = stages[-1] if stages[-1].level is Level.INSTANCE else None

@@ -69,8 +69,8 @@ class Loads:
     def of(self, node: int) -> list[Load]:
         return [self._under_way[one].load for one in sorted(self._by_node.get(node, ()))]
 
-    def under_way(self, function: int, node: int) -> bool:
-        return (function, node) in self._targets
+    def is_under_way(self, load: int) -> bool:
+        return load in self._under_way
 
     def anywhere(self, function: int) -> bool:
         return any(one.load.function == function for one in self._under_way.values())

@@ -10,9 +10,11 @@ The contract with a driver, which is a worker or the simulator:
    in between but what they bring about at once.
 3. A demand start is `placed` when it begins, at the level it will have, and `began` at once after;
    a load is `placed` when it is done. What does not fit is `pressed` for first.
-4. A node's `budget_mb` is what all its places may take. Policies start loads within it only; what
+4. A call for what is loaded in the sandbox of another takes that over: the hosted place is `dropped`, the
+   host `placed` as the caller's. A template is `placed` again, without a host.
+5. A node's `budget_mb` is what all its places may take. Policies start loads within it only; what
    requests make the driver start is not theirs to refuse.
-5. Time may stand still or go back; nothing waits for it to be exact.
+6. Time may stand still or go back; nothing waits for it to be exact.
 
 Cost: `arrived`, `began` and `idled` are on the way of every call and do next to nothing; whatever
 costs more is done when a place is made or dropped, or when its time has come.
@@ -24,13 +26,14 @@ import abc
 import math
 from typing import ClassVar
 
-from faasd.policies.preloading.actions import Action, Cancel, Lower, Why
+from faasd.policies.preloading.actions import Action, Cancel, Load, Lower, Why
 from faasd.policies.preloading.book import BUSY, Book
 from faasd.policies.preloading.lazyheap import LazyHeap
 from faasd.policies.preloading.levels import Level, Profile
 from faasd.policies.preloading.loads import Bounds, Loads
 
 _PRESSED = Why("dropped for memory, the longest unused first")
+_FORGOTTEN = Why("the function is gone")
 _HUNG = Why("the load is overdue")
 _YIELDS = Why("given up for memory that a request needs")
 _NEVER = -math.inf
@@ -58,6 +61,7 @@ class Policy(abc.ABC):
         self._owner = self.book.owner
         self._actions: list[Action] = []
         self._victims: dict[int, LazyHeap] = {}
+        self._gone: set[int] = set()
         self._leaving: dict[int, float] = {}
         self._leaving_mb: dict[int, float] = {}
 
@@ -68,19 +72,24 @@ class Policy(abc.ABC):
 
     def known(self, function: int, profile: Profile, now: float) -> None:
         """A function can be called, or its profile was measured anew."""
-        new = function not in self.book.profiles
+        new = function not in self.book.profiles or function in self._gone
+        self._gone.discard(function)
         self.book.know(function, profile)
         if new:
             self._function_added(function, now)
 
     def forgotten(self, function: int, now: float) -> None:
-        """It is gone. Its places are dropped; the driver need not wait for that."""
-        for place in self.book.places(function):
-            if self.book.is_idle(place):
-                self._lower(place, Level.ABSENT, Why("the function is gone"))
+        """It is gone: its places are dropped, those that run calls when they are idle."""
+        self._gone.add(function)
+        for node in self.book.ledger.nodes:
+            for load in self.loads.of(node):
+                if load.function == function:
+                    self._give_up(load, _FORGOTTEN, now)
+        self._end_forgotten(function)
         self._last_arrival.pop(function, None)
         self.loads.quarantine.forget(function)
         self._function_removed(function, now)
+        self._forget_if_empty(function)
 
     def node_joined(self, node: int, budget_mb: float, now: float) -> None:
         """A node is there, or has another budget."""
@@ -118,6 +127,8 @@ class Policy(abc.ABC):
         """A place runs nothing any more."""
         self._idle_since[place] = now
         self._list(place, now)
+        if self._gone and self._owner[place] in self._gone:
+            self._end_forgotten(self._owner[place])
 
     # Places
 
@@ -156,7 +167,10 @@ class Policy(abc.ABC):
         self._no_more_leaving(place)
         self._victims[self.book.node[place]].discard(place)
         self._vanished(place, now)
+        function = self._owner[place]
         self.book.remove(place)
+        if function in self._gone:
+            self._forget_if_empty(function)
 
     def failed(self, load: int, reason: str, now: float) -> None:
         """A load came to nothing: it is not tried again for a while."""
@@ -201,7 +215,7 @@ class Policy(abc.ABC):
 
     def _lower(self, place: int, level: Level, why: Why) -> float:
         """Ask for an idle place to be stripped, and what that will free, in megabytes."""
-        if place in self._leaving:
+        if place in self._leaving or level >= self.book.level[place]:
             return 0.0
         freed_mb = self.book.lower(place, level)
         self._leaving[place] = freed_mb
@@ -217,6 +231,20 @@ class Policy(abc.ABC):
                 if self.book.level[one] is Level.INSTANCE:
                     freed_mb += self._lower(one, Level.ABSENT, why)
         return freed_mb + self._lower(place, Level.ABSENT, why)
+
+    def _end_whole(self, place: int, why: Why) -> float:
+        """As `_end`, whatever a subclass makes of that."""
+        return Policy._end(self, place, why)
+
+    def _end_forgotten(self, function: int) -> None:
+        for place in self.book.places(function):
+            if not self._in_use(place):
+                self._end_whole(place, _FORGOTTEN)
+
+    def _forget_if_empty(self, function: int) -> None:
+        if not self.book.places(function) and not self.loads.anywhere(function):
+            self.book.profiles.pop(function, None)
+            self._gone.discard(function)
 
     def _is_leaving(self, place: int) -> bool:
         return place in self._leaving
@@ -312,11 +340,14 @@ class Policy(abc.ABC):
             if over_mb <= 0:
                 break
             before_mb = self.book.ledger.used_mb(node)
-            self.loads.given_up(load.id)
+            self._give_up(load, _YIELDS, now)
             over_mb -= before_mb - self.book.ledger.used_mb(node)
-            self._act(Cancel(load.id, _YIELDS))
-            self._load_ended(load.function, node, now)
         return over_mb
+
+    def _give_up(self, load: Load, why: Why, now: float) -> None:
+        self.loads.given_up(load.id)
+        self._act(Cancel(load.id, why))
+        self._load_ended(load.function, load.node, now)
 
     def _no_more_leaving(self, place: int) -> None:
         freed_mb = self._leaving.pop(place, None)

@@ -94,7 +94,9 @@ class Worth(Policy):
     # On the way of every call
 
     def arrived(self, function: int, now: float) -> None:
-        known = self._known[function]
+        known = self._known.get(function)
+        if known is None:
+            return
         gap_s = now - known.last
         known.last = now
         known.calls += 1
@@ -135,16 +137,37 @@ class Worth(Policy):
     def _appeared(self, place: int, now: float) -> None:
         del now
         book = self.book
-        if book.level[place] is Level.INSTANCE:
+        known = self._known.get(book.owner[place])
+        if known is not None and book.level[place] is Level.INSTANCE:
             busy = sum(self._idle_since[one] == BUSY for one in book.places(book.owner[place]))
             if busy:
-                overlaps = self._known[book.owner[place]].overlaps
-                overlaps[busy + 1] = overlaps.get(busy + 1, 0) + 1
+                known.overlaps[busy + 1] = known.overlaps.get(busy + 1, 0) + 1
 
     def _vanished(self, place: int, now: float) -> None:
         key = (self._owner[place], self.book.node[place])
         self._tally[key] = self._tally.get(key, 0) + self._hits[place]
+        self._want(self._owner[place])
         self._look_again(now)
+
+    def _changed(self, place: int, now: float) -> None:
+        self._want(self._owner[place])
+        self._look_again(now)
+
+    def _want(self, function: int, factor: float = 1.0) -> None:
+        """If it is not as ready as it could be, it is loaded when there is room."""
+        known, missing = self._known.get(function), self._missing(function)
+        if known is not None and missing:
+            worth = known.outlook.rate * missing[0].saves_s / missing[0].adds_mb
+            self._wanted.offer(function, -worth * factor)
+
+    def _missing(self, function: int) -> list[Step]:
+        """The steps above the best place that it has, which is not about to go."""
+        steps = self._ladders.get(function)
+        if not steps:
+            return []
+        best = self._best_place(function)
+        level = self.book.profiles[function].floor.level if best is None else self.book.level[best]
+        return [step for step in steps if step.level > level]
 
     def _load_ended(self, function: int, node: int, now: float) -> None:
         del function, node
@@ -220,15 +243,22 @@ class Worth(Policy):
         return known.outlook
 
     def _look_for_room(self, now: float) -> None:
+        """Try what is worth most. What does not come off stands back for others, until a review."""
+        failed = []
         for _ in range(TRIES):
             if not any(self.loads.has_room(node, now) for node in self._victims):
-                return
+                break
             found = self._wanted.pop()
             if found is None:
-                return
-            function = found[1]
-            self._refresh(self._known[function], now)
-            self._raise(function, self._known[function], now)
+                break
+            worth, function = found
+            known = self._known[function]
+            self._refresh(known, now)
+            if not self._raise(function, known, now):
+                failed.append((function, 0.5 * worth))
+        for function, worth in failed:
+            self._wanted.discard(function)
+            self._wanted.offer(function, worth)
 
     # Worth
 
@@ -240,7 +270,7 @@ class Worth(Policy):
         adds_mb = step.adds_mb
         if step.level >= Level.MAPPED:
             freed_mb = self.book.frees_mb(place)
-            below = self.book.profiles[self._owner[place]].stage(step.below)
+            below = self.book.profiles[self._owner[place]].takes(step.below)
             forked = step.level is Level.INSTANCE and self._ladder_forks(place)
             adds_mb = freed_mb if forked else freed_mb - below.private_mb
         return self._rate(place, now) * step.saves_s / max(LEAST_MB, adds_mb)
@@ -258,26 +288,40 @@ class Worth(Policy):
         return found
 
     def _rate(self, place: int, now: float) -> float:
-        """How often a place is going to be of use: the first of its kind by all calls."""
-        known = self._known.get(self._owner[place])
+        """How often a place is going to be of use: the first of its kind by all calls.
+
+        Another one by the hits of the one with fewest, whichever that is: they take turns in being
+        the one used last.
+        """
+        owner = self._owner[place]
+        known = self._known.get(owner)
         if known is None:
             return 0.0
         rate = known.outlook.rate
-        if self._is_first(place):
+        others = self._used_before(place)
+        if not others:
             return rate
-        hits = self._hits[place] or self._tally.get((self._owner[place], self.book.node[place]), 0)
-        return min(rate, (0.5 + hits) / (PRIOR_S + max(0.0, now - self.book.placed_at[place])))
+        if self._is_template(place):
+            hits = self._tally.get((owner, self.book.node[place]), 0)
+        else:
+            hits = min(self._hits[one] for one in (place, *others))
+        since = max(self.book.placed_at[one] for one in (place, *others))
+        return min(rate, (0.5 + hits) / (PRIOR_S + max(0.0, now - since)))
 
-    def _is_first(self, place: int) -> bool:
-        """Whether no other place of its kind is used before it."""
+    def _used_before(self, place: int) -> list[int]:
+        """The places of its kind that are used before it."""
         book, since = self.book, self._idle_since[place]
-        template = self._is_template(place)
-        for one in book.places(self._owner[place]):
-            if one == place or self._is_template(one) is not template:
-                continue
-            if (book.level[one], self._idle_since[one], -one) > (book.level[place], since, -place):
-                return False
-        return True
+        places = book.places(self._owner[place])
+        if len(places) == 1:
+            return places[:0]
+        template, level = self._is_template(place), book.level[place]
+        return [
+            one
+            for one in places
+            if one != place
+            and self._is_template(one) is template
+            and (book.level[one], self._idle_since[one], -one) > (level, since, -place)
+        ]
 
     def _drop_if_worthless(self, place: int, now: float) -> None:
         if self._idle_since[place] == BUSY or self._is_leaving(place) or self._in_use(place):
@@ -342,29 +386,31 @@ class Worth(Policy):
 
     # More
 
-    def _raise(self, function: int, known: Known, now: float) -> None:
+    def _raise(self, function: int, known: Known, now: float) -> bool:
         """Load the function to the highest step that pays, or one copy more, where there is room."""
         self._wanted.discard(function)
-        if self.loads.anywhere(function):
-            return
-        steps = self._ladders[function]
-        best = self._best_place(function)
-        level = self.book.profiles[function].floor.level if best is None else self.book.level[best]
-        missing = [step for step in steps if step.level > level]
+        if self._is_on_the_move(function):
+            return False
+        missing, best = self._missing(function), self._best_place(function)
         if not missing:
             self._raise_spare(function, known, now)
-            return
+            return True
         forks = self.book.profiles[function].forks
         for count in range(len(missing), 0, -1):
             some = missing[:count]
-            last = some[-1]
-            raised = None if best is None or (forks and last.level is Level.INSTANCE) else best
+            raised = None if forks and some[-1].level is Level.INSTANCE else best
             if raised is not None and self._idle_since[raised] == BUSY:
-                return
+                break
             if self._try(function, some, known.outlook, raised, best, now):
-                return
-        density = known.outlook.rate * missing[0].saves_s / missing[0].adds_mb
-        self._wanted.offer(function, -density)
+                return True
+        self._want(function)
+        return False
+
+    def _is_on_the_move(self, function: int) -> bool:
+        """Something of it is being loaded or lowered: what is best is seen when that is done."""
+        if self._leaving and any(one in self._leaving for one in self.book.places(function)):
+            return True
+        return self.loads.anywhere(function)
 
     def _raise_spare(self, function: int, known: Known, now: float) -> None:
         """One place more than there are, if calls overlapped often enough."""
@@ -394,8 +440,8 @@ class Worth(Policy):
         self._scarce[node] = (max(rank, before * math.exp((at - now) / SCARCE_S)), now)
 
     def _best_place(self, function: int) -> int | None:
-        places = self.book.places(function)
-        return max(places, key=lambda one: (self.book.level[one], -one), default=None)
+        staying = (one for one in self.book.places(function) if one not in self._leaving)
+        return max(staying, key=lambda one: (self.book.level[one], -one), default=None)
 
     def _try(
         self,
@@ -491,7 +537,7 @@ class Worth(Policy):
         profile = self.book.profiles[self._owner[place]]
         if step is not None and step.below > profile.floor.level:
             forked = profile.forks and self.book.level[place] is Level.INSTANCE
-            freed_mb -= 0.0 if forked else profile.stage(step.below).private_mb
+            freed_mb -= 0.0 if forked else profile.takes(step.below).private_mb
         if self._is_template(place):
             freed_mb += sum(
                 self.book.frees_mb(one)

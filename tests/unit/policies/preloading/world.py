@@ -226,7 +226,11 @@ class World:
 
     def _bring(self, load: Load, identity: int) -> None:
         forks = self.profiles[load.function].forks
-        if forks and load.level is Level.INSTANCE and self._template(load.function, load.node) is None:
+        if (
+            forks
+            and load.level is Level.INSTANCE
+            and self._template(load.function, load.node) is None
+        ):
             self._make(load.function, load.node, Level.RESIDENT)
         place = self._make(load.function, load.node, load.level, load=identity, host=load.host)
         place.ahead = True
@@ -240,10 +244,10 @@ class World:
         if idle is not None and idle.level is Level.INSTANCE and idle.function == function:
             self._begin(self._take_over(idle), arrived, Level.INSTANCE)
             return
-        if any(load.function == function for load, _ in self.loading.values()):
-            if function not in self.hanging:
-                self._waiting[function].append(arrived)
-                return
+        coming = any(load.function == function for load, _ in self.loading.values())
+        if coming and function not in self.hanging:
+            self._waiting[function].append(arrived)
+            return
         if idle is not None and self._fits_raised(idle, function):
             found = idle.level
             self._relevel(idle, function, Level.INSTANCE)
@@ -255,7 +259,11 @@ class World:
         """A new place, on the node that has most of it already, or else on the one with most room."""
         nodes = sorted(
             self.budget_mb,
-            key=lambda node: (self._template(function, node) is None, -self.ledger.free_mb(node), node),
+            key=lambda node: (
+                self._template(function, node) is None,
+                -self.ledger.free_mb(node),
+                node,
+            ),
         )
         for node in nodes:
             template = self._template(function, node)
@@ -268,6 +276,9 @@ class World:
                     self._make(function, node, Level.RESIDENT)
                 else:
                     found = template.level
+                    if template.host is not None:
+                        template.host = None
+                        self._relevel(template, function, template.level)
                     if template.ahead:
                         self.tally.hits_of_loads += 1
                         template.ahead = False
@@ -320,7 +331,11 @@ class World:
                 continue
             if theirs.runtime != mine.runtime and one.level > Level.SANDBOX:
                 continue
-            if best is None or (one.level, one.used_at, -one.id) > (best.level, best.used_at, -best.id):
+            if best is None or (one.level, one.used_at, -one.id) > (
+                best.level,
+                best.used_at,
+                -best.id,
+            ):
                 best = one
         return best
 
@@ -384,7 +399,12 @@ class World:
         self.policy.dropped(identity, self.now)
 
     def _make(
-        self, function: int, node: int, level: Level, load: int | None = None, host: int | None = None
+        self,
+        function: int,
+        node: int,
+        level: Level,
+        load: int | None = None,
+        host: int | None = None,
     ) -> Place:
         identity = self._free.pop() if self._free else len(self.places)
         place = Place(identity, function, node, level, host, used_at=self.now)
