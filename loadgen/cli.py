@@ -1,4 +1,4 @@
-"""`loadgen`: makes, looks at and replays traces. Parses, composes, prints; decides nothing itself.
+"""`loadgen`: makes, looks at, replays and simulates traces. Parses, composes, prints; decides nothing itself.
 
 Exit codes: 0 done, 1 the operation failed, 2 usage, 130 interrupted.
 """
@@ -20,21 +20,28 @@ import typer
 from rich.console import Console
 from yarl import URL
 
+from faasd.policies.preloading.registry import DEFAULT, POLICIES
+from faasd.policies.routing.routers import ROUTERS
 from loadgen import mapping, payloads, session, synth
 from loadgen.arrivals import Law
 from loadgen.errors import LoadgenError, UsageError
 from loadgen.inspection import inspect_trace
 from loadgen.mapping import Assignment
-from loadgen.report import folder, table
+from loadgen.report import comparison, folder, table
+from loadgen.report.comparison import Comparison
 from loadgen.report.summary import Summary, as_json, summarise
 from loadgen.session import Outcome, Plan
+from loadgen.simulation import Node, simulate
+from loadgen.simulation import Outcome as Simulated
+from loadgen.simulation.api import DEFAULT_PROFILES, DEFAULT_ROUTING, split_policies, workload_of
+from loadgen.simulation.model import REFERENCES
 from loadgen.traces import invocations
 from loadgen.traces.detect import FORMATS, read_trace
 
 SPARE_DESCRIPTORS = 64
 
 app = typer.Typer(
-    help="Make, inspect and replay traces of invocations.",
+    help="Make, inspect, replay and simulate traces of invocations.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -186,6 +193,124 @@ def replay_command(
     else:
         _print_result(summary, report)
     sys.exit(_exit_code(outcome))
+
+
+@app.command("simulate")
+def simulate_command(
+    trace: TracePath,
+    *,
+    policy: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B,C",
+            help="Policies to compare, each perhaps with options (fixed:idle_s=600,keeps=sandbox): "
+            f"{', '.join(POLICIES)}.",
+        ),
+    ] = DEFAULT,
+    nodes: Annotated[int, typer.Option(min=1, max=1000, help="Nodes, all alike.")] = 1,
+    memory: Annotated[
+        float, typer.Option(min=1, metavar="MB", help="Memory of each node for functions.")
+    ] = 16_384,
+    cores: Annotated[float, typer.Option(min=0.1, help="Cores of each node.")] = 16,
+    profiles: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="What functions take: a profile file, or a reference that comes along: "
+            f"{', '.join(REFERENCES)}.",
+        ),
+    ] = DEFAULT_PROFILES,
+    own_figures: Annotated[
+        bool,
+        typer.Option(
+            "--own-figures", help="Run times and memory are the trace's where it tells them."
+        ),
+    ] = False,
+    map_text: Annotated[
+        str | None,
+        typer.Option(
+            "--map",
+            metavar="FILE.json|NAME=PROFILE,...",
+            help="Profiles of trace functions; the rule is that of replay.",
+        ),
+    ] = None,
+    routing: Annotated[
+        str, typer.Option(help=f"Between several nodes: {', '.join(ROUTERS)}.")
+    ] = DEFAULT_ROUTING,
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    law: Annotated[
+        Law, typer.Option(help="Gaps between arrivals where the trace has only counts.")
+    ] = Law.EXPONENTIAL,
+    timeout: Annotated[
+        float, typer.Option(min=0.001, help="Seconds that a call waits before it is dropped.")
+    ] = 60.0,
+    duration: TraceDuration = None,
+    functions: BusiestOnly = None,
+    format_name: FormatName = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Folder for report.html, report.json and one folder a policy."),
+    ] = None,
+    as_json_text: AsJson = False,
+) -> None:
+    """Run a trace through policies of preloading in virtual time, and compare what they did."""
+    choices = split_policies(policy)
+    read = read_trace(trace, format_name=format_name, cut_s=duration or math.inf)
+    drawn = workload_of(
+        read if functions is None else read.busiest(functions),
+        profiles,
+        seed=seed,
+        law=law,
+        own_figures=own_figures,
+        override=mapping.parse_override(map_text) if map_text else {},
+    )
+    settings = {
+        "nodes": nodes,
+        "memory_mb": memory,
+        "cores": cores,
+        "profiles": profiles,
+        "own_figures": own_figures,
+        "routing": routing,
+        "seed": seed,
+        "law": law.value,
+        "timeout_s": timeout,
+    }
+    if report is not None:
+        folder.prepare(report, rows=False)
+    console = Console(highlight=False, stderr=as_json_text)
+    outcomes = []
+    for choice in choices:
+        outcome = simulate(
+            drawn,
+            policy=choice,
+            nodes=[Node(memory, cores)] * nodes,
+            seed=seed,
+            routing=routing,
+            timeout_s=timeout,
+        )
+        outcomes.append(outcome)
+        _say_simulated(outcome, console)
+    compared = Comparison(read, settings, outcomes)
+    if as_json_text:
+        print(json.dumps(comparison.to_json(compared), indent=2))
+    else:
+        console.print(table.comparison_table(outcomes))
+        console.print(table.kinds_table(outcomes))
+    if report is not None:
+        comparison.write(report, compared)
+        console.print(f"report: {report / 'report.html'}", markup=False, soft_wrap=True)
+    sys.exit(0 if all(one.figures.succeeded for one in outcomes) else 1)
+
+
+def _say_simulated(outcome: Simulated, console: Console) -> None:
+    total = outcome.figures
+    line = (
+        f"{outcome.policy}: {total.sent:,} calls in {outcome.took_s:.2f} s, "
+        f"{outcome.calls_per_s:,.0f} a second"
+    )
+    if total.failed:
+        line += f"; dropped: {table.failures_line(total)}"
+    console.print(line, markup=False, soft_wrap=True)
 
 
 def _run(plan: Plan, *, quiet: bool) -> Outcome:

@@ -135,6 +135,55 @@ def horizontal_stacks(rows: Sequence[str], series: Sequence[Series], title: str)
     return _svg(height, parts, title)
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One of a scatter: its name and class as a series has them, and what its tip says."""
+
+    name: str
+    css: str
+    x: float
+    y: float
+    lines: Sequence[str]
+
+
+def scatter(
+    points: Sequence[Point], x_title: str, y_label: Callable[[float], str], title: str
+) -> str:
+    """Points by two figures of which less is better, from 0; those that none beats in both are joined."""
+    height = 340
+    across = linear_ticks(max(one.x for one in points))
+    up = linear_ticks(max(one.y for one in points))
+    x = Linear(0, across[-1], LEFT, WIDTH - RIGHT)
+    y = Linear(0, up[-1], height - BOTTOM, TOP)
+    joined = " ".join(f"{x(one.x):.1f},{y(one.y):.1f}" for one in front(points))
+    parts = [
+        _y_axis(y, up, y_label),
+        _x_axis(x, across, count_label, height),
+        _axis_title(x_title, height),
+        f'<polyline class="front" points="{joined}"/>',
+    ]
+    for one in points:
+        left, top = x(one.x), y(one.y)
+        end = left > WIDTH - 200
+        parts.append(
+            f'<g data-series="{one.css}"><circle class="fill {one.css}" cx="{left:.1f}" '
+            f'cy="{top:.1f}" r="6"/><text class="label" x="{left - 10 if end else left + 10:.1f}" '
+            f'y="{top - 10:.1f}" text-anchor="{"end" if end else "start"}">'
+            f"{escape(_shortened(one.name))}</text></g>"
+        )
+        parts.append(_hover(left - 9, top - 9, 18, 18, [one.name, *one.lines]))
+    return _svg(height, parts, title)
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """The Pareto front: less of one only for more of the other, ascending in x."""
+    found: list[Point] = []
+    for one in sorted(points, key=lambda one: (one.x, one.y)):
+        if not found or one.y < found[-1].y:
+            found.append(one)
+    return found
+
+
 def _svg(height: float, parts: Sequence[str], title: str) -> str:
     return (
         f'<div class="scroll"><svg viewBox="0 0 {WIDTH} {height:g}" role="img" '

@@ -29,11 +29,11 @@ COLUMNS = (
 )
 
 
-def prepare(folder: Path) -> None:
-    """Makes the folder, so that a replay is not run for a report that cannot be written."""
+def prepare(folder: Path, *, rows: bool = True) -> None:
+    """Makes the folder, so that nothing is run for a report that cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "invocations.csv").touch()
+        (folder / ("invocations.csv" if rows else "report.json")).touch()
     except OSError as error:
         raise LoadgenError(
             f"The report folder {folder} cannot be written ({error.strerror}); choose another "

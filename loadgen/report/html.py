@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from html import escape
-from importlib.resources import files
-from string import Template
 
 from loadgen.report.charts import (
     Series,
@@ -17,32 +14,41 @@ from loadgen.report.charts import (
     stacked_bars,
     timeline,
 )
-from loadgen.report.scales import bin_width_s, ms_label, s_label
+from loadgen.report.page import Tile, folded, histogram, ms, nothing, page, percent, table
+from loadgen.report.scales import bin_width_s, s_label
 from loadgen.report.summary import Summary
 from loadgen.results import PHASES, START_KINDS, Figures, Recorder
 from loadgen.session import Outcome
 
 MOST_CURVES = 8
 MOST_STACKS = 30
+END = (
+    "Latency counts from the instant a request was intended to be sent, so waiting behind a stall is part "
+    "of it. Figures of latency and phases are those of successes. Percentiles are exact, nearest-rank. "
+    "Send lag is how late the generator itself was: if it is not small against the latencies, the "
+    "generator could not keep up."
+)
 
 
 def render(summary: Summary, outcome: Outcome) -> str:
-    template = Template(files("loadgen.report").joinpath("template.html").read_text("utf-8"))
-    return template.substitute(
-        title=escape(summary.settings["trace"]["file"].rsplit("/", 1)[-1]),
+    return page(
+        f"Replay of {summary.settings['trace']['file'].rsplit('/', 1)[-1]}",
         about=_about(summary),
-        headline=_headline(summary),
-        latency=_latency(summary, outcome),
-        starts=_starts(outcome),
-        load=_load(outcome),
-        phases=_phases(summary),
-        functions=_functions_table(summary),
-        failures=_failures(summary),
-        mapping=_mapping(outcome),
+        tiles=_headline(summary),
+        sections={
+            "Latency": _latency(summary, outcome),
+            "Start kinds": _starts(outcome),
+            "Throughput": _load(outcome),
+            "Where the time goes": _phases(summary),
+            "Functions": _functions_table(summary),
+            "Failures": _failures(summary),
+            "Mapping": folded("Mapping of trace functions", _mapping(outcome)),
+        },
+        end=END,
     )
 
 
-def _about(summary: Summary) -> str:
+def _about(summary: Summary) -> list[str]:
     settings = summary.settings
     trace = settings["trace"]
     facts = [
@@ -54,38 +60,34 @@ def _about(summary: Summary) -> str:
     ]
     if settings["stopped_by"]:
         facts.append(f"stopped by {settings['stopped_by']}")
-    return escape(" · ".join(facts))
+    return facts
 
 
-def _headline(summary: Summary) -> str:
+def _headline(summary: Summary) -> list[Tile]:
     total = summary.total
     failed = total.sent - total.succeeded
     reached = total.sent - total.start_kinds.get("none", 0)
     cold = total.start_kinds.get("cold", 0)
-    tiles = [
+    return [
         ("sent", f"{total.sent:,}", f"{summary.offered_rps:,.1f}/s offered"),
         ("succeeded", f"{total.succeeded:,}", f"{summary.succeeded_rps:,.1f}/s"),
-        ("failed", f"{failed:,}", _percent(failed, total.sent)),
-        ("latency p50", _ms(total.latency_ms.p50), f"mean {_ms(total.latency_ms.mean)}"),
-        ("latency p99", _ms(total.latency_ms.p99), f"max {_ms(total.latency_ms.max)}"),
+        ("failed", f"{failed:,}", percent(failed, total.sent)),
+        ("latency p50", ms(total.latency_ms.p50), f"mean {ms(total.latency_ms.mean)}"),
+        ("latency p99", ms(total.latency_ms.p99), f"max {ms(total.latency_ms.max)}"),
         (
             "cold starts",
             f"{cold:,}",
-            f"{_percent(cold, reached)} of starts" if reached else "no starts",
+            f"{percent(cold, reached)} of starts" if reached else "no starts",
         ),
-        ("send lag p99", _ms(total.send_lag_ms.p99), f"max {_ms(total.send_lag_ms.max)}"),
+        ("send lag p99", ms(total.send_lag_ms.p99), f"max {ms(total.send_lag_ms.max)}"),
     ]
-    return "".join(
-        f'<div class="tile"><span>{name}</span><b>{value}</b><small>{note}</small></div>'
-        for name, value, note in tiles
-    )
 
 
 def _latency(summary: Summary, outcome: Outcome) -> str:
     record = outcome.record
     good = [row for row in range(len(record)) if not record.code[row]]
     if not good:
-        return _nothing("No request succeeded, so there are no latencies.")
+        return nothing("No request succeeded, so there are no latencies.")
     curves = [Series("all", "all", sorted(record.latency_ms(row) for row in good))]
     by_requests = sorted(summary.endpoints, key=lambda name: -summary.endpoints[name].succeeded)
     shown = [name for name in by_requests if summary.endpoints[name].succeeded][:MOST_CURVES]
@@ -102,7 +104,7 @@ def _latency(summary: Summary, outcome: Outcome) -> str:
 def _starts(outcome: Outcome) -> str:
     record = outcome.record
     if not len(record):
-        return _nothing("Nothing was sent.")
+        return nothing("Nothing was sent.")
     width_s, bins = _bins(outcome)
     present = Counter(record.start)
     kinds = [kind for kind in START_KINDS if present[kind]]
@@ -113,7 +115,7 @@ def _starts(outcome: Outcome) -> str:
             at for at, start in zip(record.intended_s, record.start, strict=True) if start == kind
         )
         css = f"start-{kind}" if kind in START_KINDS else "start-none"
-        series.append(Series(kind, css, _histogram(sent, width_s, bins)))
+        series.append(Series(kind, css, histogram(sent, width_s, bins)))
     chart = stacked_bars(series, width_s, "Start kinds over time")
     return (
         legend([(one.name, one.css) for one in series])
@@ -126,11 +128,11 @@ def _starts(outcome: Outcome) -> str:
 def _load(outcome: Outcome) -> str:
     record = outcome.record
     if not len(record):
-        return _nothing("Nothing was sent.")
+        return nothing("Nothing was sent.")
     width_s, bins = _bins(outcome)
-    sent = _histogram(record.sent_s, width_s, bins)
-    good = _histogram(_ends(record, failed=False), width_s, bins)
-    bad = _histogram(_ends(record, failed=True), width_s, bins)
+    sent = histogram(record.sent_s, width_s, bins)
+    good = histogram(_ends(record, failed=False), width_s, bins)
+    bad = histogram(_ends(record, failed=True), width_s, bins)
     rates = [
         Series("sent", "s1", [count / width_s for count in sent]),
         Series("succeeded", "s2", [count / width_s for count in good]),
@@ -153,7 +155,7 @@ def _phases(summary: Summary) -> str:
         if any(figures.phases_ms[phase].count for phase in PHASES)
     }
     if not told or not any(map(any, told.values())):
-        return _nothing("No response told its phases (Server-Timing).")
+        return nothing("No response told its phases (Server-Timing).")
     names = sorted(told, key=lambda name: -sum(told[name]))[:MOST_STACKS]
     series = [
         Series(phase, f"phase-{phase}", [told[name][place] for name in names])
@@ -167,11 +169,11 @@ def _phases(summary: Summary) -> str:
 def _functions_table(summary: Summary) -> str:
     parts = [*summary.endpoints.items(), ("all", summary.total)]
     kinds = list(summary.total.start_kinds)
-    latencies = _table(
+    latencies = table(
         ("latency", "requests", "failed", "mean", "p50", "p95", "p99", "max"),
         [_latency_row(name, figures) for name, figures in parts],
     )
-    starts = _table(
+    starts = table(
         ("starts and mean phases", *kinds, *PHASES),
         [_starts_row(name, figures, kinds) for name, figures in parts],
     )
@@ -184,7 +186,7 @@ def _latency_row(name: str, figures: Figures) -> list[str]:
         name,
         f"{figures.sent:,}",
         f"{figures.sent - figures.succeeded:,}",
-        *map(_ms, (latency.mean, latency.p50, latency.p95, latency.p99, latency.max)),
+        *map(ms, (latency.mean, latency.p50, latency.p95, latency.p99, latency.max)),
     ]
 
 
@@ -192,14 +194,14 @@ def _starts_row(name: str, figures: Figures, kinds: Sequence[str]) -> list[str]:
     return [
         name,
         *(f"{figures.start_kinds.get(kind, 0):,}" for kind in kinds),
-        *(_ms(figures.phases_ms[phase].mean) for phase in PHASES),
+        *(ms(figures.phases_ms[phase].mean) for phase in PHASES),
     ]
 
 
 def _failures(summary: Summary) -> str:
     total = summary.total
     if not total.failed:
-        return _nothing("None: every request that was sent succeeded.")
+        return nothing("None: every request that was sent succeeded.")
     rows = []
     for code, count in total.failed.items():
         where = Counter(
@@ -207,30 +209,14 @@ def _failures(summary: Summary) -> str:
         )
         told = ", ".join(f"{name} ({number:,})" for name, number in where.most_common(6))
         more = ", ..." if len(where) > 6 else ""
-        rows.append([code, f"{count:,}", _percent(count, total.sent), told + more])
-    return _table(("code", "requests", "of sent", "functions"), rows, words=("functions",))
+        rows.append([code, f"{count:,}", percent(count, total.sent), told + more])
+    return table(("code", "requests", "of sent", "functions"), rows, words=("functions",))
 
 
 def _mapping(outcome: Outcome) -> str:
     rows = [[a.function, f"{a.invocations:,}", a.endpoint, a.reason] for a in outcome.mapping]
     head = ("trace function", "invocations", "endpoint", "because")
-    return _table(head, rows, words=("endpoint", "because"))
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, words: Sequence[str] = ()) -> str:
-    texts = {0, *(place for place, name in enumerate(head) if name in words)}
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "".join(
-            f"<{tag}{' class=text' if place in texts else ''}>{escape(cell)}</{tag}>"
-            for place, cell in enumerate(cells)
-        )
-
-    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
-    return (
-        f'<div class="scroll"><table><thead><tr>{line(head, "th")}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    return table(head, rows, words=("endpoint", "because"))
 
 
 def _bins(outcome: Outcome) -> tuple[float, int]:
@@ -240,13 +226,6 @@ def _bins(outcome: Outcome) -> tuple[float, int]:
     span_s = max([last, *ended, 0.05])
     width_s = bin_width_s(span_s)
     return width_s, max(1, math.ceil(span_s / width_s))
-
-
-def _histogram(times: Iterable[float], width_s: float, bins: int) -> list[float]:
-    counts = [0.0] * bins
-    for at in times:
-        counts[min(bins - 1, int(at / width_s))] += 1
-    return counts
 
 
 def _ends(record: Recorder, *, failed: bool) -> Iterable[float]:
@@ -270,15 +249,3 @@ def _outstanding(record: Recorder, width_s: float, bins: int) -> list[float]:
         peaks[current] = max(peaks[current], level)
     peaks[current + 1 :] = [float(level)] * (bins - current - 1)
     return peaks
-
-
-def _nothing(text: str) -> str:
-    return f'<p class="nothing">{escape(text)}</p>'
-
-
-def _ms(value: float | None) -> str:
-    return "-" if value is None else ms_label(value)
-
-
-def _percent(part: float, whole: float) -> str:
-    return f"{part / whole:.1%}" if whole else "-"

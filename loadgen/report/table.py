@@ -1,4 +1,4 @@
-"""Tables for the terminal: a trace's figures, the mapping, and the result of a replay."""
+"""Tables for the terminal: a trace's figures, the mapping, the results of replays and simulations."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from rich.table import Table
 
 from loadgen.inspection import TraceFigures
 from loadgen.mapping import RULE, Assignment
+from loadgen.report.comparison import present
+from loadgen.report.scales import count_label
 from loadgen.report.summary import Summary
 from loadgen.results import Distribution, Figures
+from loadgen.simulation.outcome import Outcome
 
 MAPPING_ROWS = 40
 LONGEST_NAME = 40
@@ -82,6 +85,40 @@ def starts_table(summary: Summary) -> Table:
             *(f"{figures.start_kinds.get(kind, 0):,}" for kind in summary.total.start_kinds),
         )
     return table
+
+
+def comparison_table(outcomes: Sequence[Outcome]) -> Table:
+    told = Table(
+        box=SIMPLE,
+        caption="ms; load: mean wait for libraries and model; loaded: calls that found both; "
+        "CPU s: of loads ahead",
+    )
+    told.add_column("policy", overflow="fold", min_width=12)
+    for name in ("mean", "p50", "p95", "p99", "load", "loaded", "GB·s", "CPU s", "dropped"):
+        told.add_column(name, justify="right")
+    for one in outcomes:
+        latency, total = one.figures.latency_ms, one.figures
+        told.add_row(
+            escape(one.policy),
+            *map(_ms, (latency.mean, latency.p50, latency.p95, latency.p99, one.loading_ms.mean)),
+            f"{one.preload_rate:.1%}",
+            count_label(one.memory_mb_s / 1000),
+            count_label(one.loader_cpu_s),
+            f"{total.sent - total.succeeded:,}",
+        )
+    return told
+
+
+def kinds_table(outcomes: Sequence[Outcome]) -> Table:
+    kinds = present(outcomes)
+    told = Table(box=SIMPLE, caption="What calls found; none: they were dropped.")
+    told.add_column("starts", overflow="fold", min_width=10)
+    for kind in kinds:
+        told.add_column(kind, justify="right")
+    for one in outcomes:
+        counts = one.figures.start_kinds
+        told.add_row(escape(one.policy), *(f"{counts.get(kind, 0):,}" for kind in kinds))
+    return told
 
 
 def _name(name: str) -> str:

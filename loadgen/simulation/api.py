@@ -33,7 +33,7 @@ def simulate(
     profiles: Mapping[str, Model] | str = DEFAULT_PROFILES,
     policy: str | Policy = registry.DEFAULT,
     *,
-    nodes: Sequence[Node] = (Node(16_384),),
+    nodes: Sequence[Node] = (Node(16_384, cores=16),),
     seed: int = 0,
     law: Law = Law.EXPONENTIAL,
     routing: str = DEFAULT_ROUTING,
@@ -82,6 +82,23 @@ def policy_of(choice: str) -> Policy:
         return registry.make(choice)
     except ValueError as error:
         raise UsageError(f"--policy {choice}: {error}.") from None
+
+
+def split_policies(text: str) -> list[str]:
+    """Policies by commas, which stand between the options of one as well. Raises UsageError."""
+    choices: list[str] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        if choices and "=" in part and ":" not in part:
+            choices[-1] += f",{part}"
+        else:
+            choices.append(part)
+    if not choices:
+        raise UsageError("--policy names no policy.")
+    for choice in choices:
+        policy_of(choice)
+        if choices.count(choice) > 1:
+            raise UsageError(f"--policy names {choice} twice.")
+    return choices
 
 
 def router_of(name: str, seed: int) -> Router:

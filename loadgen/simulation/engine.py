@@ -466,6 +466,9 @@ class Engine:
             absent = pool not in places.templates
             if known.template_starts or (absent and known.load is not None):
                 return
+        most = self._most[function][node]
+        if places.instances[pool] >= most:
+            return
         stack = places.idle[pool]
         running = places.instances[pool] - known.starting - (len(stack) if stack else 0)
         live = places.instances[pool] + (known.load is not None)
@@ -479,7 +482,7 @@ class Engine:
             exec_s=model.profile.exec_s,
             start_s=known.start_s,
         )
-        scaling = ConcurrencyScaling(minimum=0, maximum=self._most[function][node])
+        scaling = ConcurrencyScaling(minimum=0, maximum=most)
         missing = scaling.target(demand) - live
         for _ in range(missing):
             if not self._start(pool, known, now):

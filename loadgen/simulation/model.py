@@ -188,6 +188,8 @@ def _check(key: str, value: Any) -> None:
     if key == "law" and value not in LAWS:
         raise ValueError(f"law is {value!r}; expected {', '.join(LAWS)}")
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    if key.endswith(("_s", "_mb")) and not number:
+        raise ValueError(f"{key} is {value!r}; expected a number of at least 0")
     if number and not 0 <= value < math.inf:
         raise ValueError(f"{key} is {value}; expected a number of at least 0")
     if key in {"most", "queue"} and not (number and value >= 1 and value == int(value)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from faasd.policies.preloading import levels
 from loadgen.simulation.api import simulate
@@ -16,21 +17,21 @@ BIG = Node(100_000.0, cores=4)
 KEPT = "fixed:idle_s=600"
 
 
-def process(memory_mb: float = 600.0, **ours: float) -> Model:
+def process(memory_mb: float = 600.0, *, exec_cv: float = 0.0, **ours: Any) -> Model:
     """Cold in 3.5 s: half a second of sandbox, one of libraries, two of loading. Runs for one."""
     profile = levels.processes(
         sandbox_s=0.5, import_s=1.0, load_s=2.0, exec_s=1.0, memory_mb=memory_mb
     )
-    return Model(profile, exec_cv=0.0, **ours)  # type: ignore[arg-type]
+    return Model(profile, exec_cv=exec_cv, **ours)
 
 
-def fork(**ours: float) -> Model:
+def fork(**ours: Any) -> Model:
     """A template in 1.05 s, an instance of it in 0.02. Runs for 0.1 s."""
     profile = levels.forks(
         floor_s=0.02, import_s=0.03, load_s=1.0, exec_s=0.1, template_mb=20.0, instance_mb=5.0
     )
     split = (Step(0, 0.02, 0.0), Step(1, 0.0, 0.03), Step(2, 0.0, 1.0))
-    return Model(profile, exec_cv=0.0, split=split, **ours)  # type: ignore[arg-type]
+    return Model(profile, exec_cv=0.0, split=split, **ours)
 
 
 def workload(models: Sequence[Model], calls: Iterable[tuple[float, int]]) -> Workload:
