@@ -32,6 +32,12 @@ from faasd.policies.preloading.loads import Bounds
 from faasd.policies.preloading.policy import Policy
 
 LEAST_REVIEW_S = 5.0
+STALE = 0.25
+"""Of a silence: by so much it goes on before what follows from it is reckoned anew."""
+
+SURPRISE = 3.0
+"""Gaps that are so many times longer than usual have a function looked at soon."""
+
 BUSY_REVIEW_S = 20.0
 MOST_REVIEW_S = 1800.0
 LOOK_EVERY_S = 1.0
@@ -48,7 +54,17 @@ _BUSY = steady(1.0 / SHORT_S)
 class Known:
     """What is known of one function's calls."""
 
-    __slots__ = ("calls", "last", "learnt_at", "learnt_to", "model", "outlook", "overlaps", "since")
+    __slots__ = (
+        "calls",
+        "last",
+        "learnt_at",
+        "learnt_to",
+        "model",
+        "outlook",
+        "overlaps",
+        "seen_at",
+        "since",
+    )
 
     def __init__(self, model: Mixture, now: float) -> None:
         self.model = model
@@ -58,6 +74,7 @@ class Known:
         self.learnt_at = now
         self.learnt_to = 0
         self.outlook: Outlook = look_out(model, 0.0)
+        self.seen_at = -math.inf
         self.overlaps: dict[int, int] = {}
 
 
@@ -112,9 +129,11 @@ class Worth(Policy):
         if known.calls > 1:
             known.model.observe(gap_s)
         known.learnt_at, known.learnt_to = now, known.calls
-        at = now + LEAST_REVIEW_S
-        self._reviews.offer(function, at)
-        self.due = min(self.due, at)
+        known.seen_at = -math.inf
+        if gap_s * known.outlook.rate > SURPRISE or known.calls <= 2:
+            at = now + LEAST_REVIEW_S
+            self._reviews.offer(function, at)
+            self.due = min(self.due, at)
 
     # What is there
 
@@ -212,7 +231,8 @@ class Worth(Policy):
         known = self._known[function]
         outlook = self._refresh(known, now)
         for place in self.book.places(function):
-            self._drop_if_worthless(place, now)
+            if self._idle_since[place] != BUSY:
+                self._look_at_idle(place, now)
         self._raise(function, known, now)
         self._reviews.offer(function, now + self._wait_s(outlook, now - known.last))
 
@@ -224,12 +244,19 @@ class Worth(Policy):
         """
         if outlook is _BUSY:
             return BUSY_REVIEW_S
-        wait_s = max(0.25 * idle_s, 0.5 / max(1e-9, outlook.rate))
+        wait_s = max(STALE * idle_s, 0.5 / max(1e-9, outlook.rate))
         if outlook.within_s > 4 * FIRST_S:
             wait_s = min(wait_s, max(0.1 * idle_s, outlook.soon_s))
         return min(MOST_REVIEW_S, max(LEAST_REVIEW_S, wait_s))
 
+    def _outlook(self, known: Known, now: float) -> Outlook:
+        """As it is now, but for what little has changed since it was reckoned."""
+        if now - known.seen_at > max(LEAST_REVIEW_S, STALE * (now - known.last)):
+            return self._refresh(known, now)
+        return known.outlook
+
     def _refresh(self, known: Known, now: float) -> Outlook:
+        known.seen_at = now
         fresh = known.calls - known.learnt_to
         idle_s = max(0.0, now - known.last)
         if fresh > 1:
@@ -297,7 +324,7 @@ class Worth(Policy):
         known = self._known.get(owner)
         if known is None:
             return 0.0
-        rate = known.outlook.rate
+        rate = self._outlook(known, now).rate
         others = self._used_before(place)
         if not others:
             return rate
@@ -323,11 +350,13 @@ class Worth(Policy):
             and (book.level[one], self._idle_since[one], -one) > (level, since, -place)
         ]
 
-    def _drop_if_worthless(self, place: int, now: float) -> None:
-        if self._idle_since[place] == BUSY or self._is_leaving(place) or self._in_use(place):
+    def _look_at_idle(self, place: int, now: float) -> None:
+        """Have it go in its turn, which may have come forward, or at once."""
+        if place in self._leaving:
             return
         rank = self._rank(place, now)
-        if rank < self._price:
+        self._victims[self.book.node[place]].offer(place, rank)
+        if rank < self._price and not self._in_use(place):
             self._end(place, self._why("not worth its memory any more", place, rank))
 
     def explain(self, place: int, now: float) -> Why:
