@@ -35,6 +35,9 @@ LEAST_REVIEW_S = 5.0
 STALE = 0.25
 """Of a silence: by so much it goes on before what follows from it is reckoned anew."""
 
+DECAYED = 0.8
+"""By so much it has to fall for places to be ranked anew without being asked."""
+
 SURPRISE = 3.0
 """Gaps that are so many times longer than usual have a function looked at soon."""
 
@@ -62,6 +65,7 @@ class Known:
         "model",
         "outlook",
         "overlaps",
+        "ranked_by",
         "seen_at",
         "since",
     )
@@ -75,6 +79,7 @@ class Known:
         self.learnt_to = 0
         self.outlook: Outlook = look_out(model, 0.0)
         self.seen_at = -math.inf
+        self.ranked_by = math.inf
         self.overlaps: dict[int, int] = {}
 
 
@@ -129,7 +134,7 @@ class Worth(Policy):
         if known.calls > 1:
             known.model.observe(gap_s)
         known.learnt_at, known.learnt_to = now, known.calls
-        known.seen_at = -math.inf
+        known.seen_at, known.ranked_by = -math.inf, math.inf
         if gap_s * known.outlook.rate > SURPRISE or known.calls <= 2:
             at = now + LEAST_REVIEW_S
             self._reviews.offer(function, at)
@@ -230,21 +235,24 @@ class Worth(Policy):
     def _review(self, function: int, now: float) -> None:
         known = self._known[function]
         outlook = self._refresh(known, now)
-        for place in self.book.places(function):
-            if self._idle_since[place] != BUSY:
-                self._look_at_idle(place, now)
-        self._raise(function, known, now)
-        self._reviews.offer(function, now + self._wait_s(outlook, now - known.last))
+        if outlook.rate < DECAYED * known.ranked_by:
+            known.ranked_by = outlook.rate
+            for place in self.book.places(function):
+                if self._idle_since[place] != BUSY:
+                    self._look_at_idle(place, now)
+        held = self._raise(function, known, now)
+        self._reviews.offer(function, now + self._wait_s(outlook, now - known.last, held=held))
 
     @staticmethod
-    def _wait_s(outlook: Outlook, idle_s: float) -> float:
+    def _wait_s(outlook: Outlook, idle_s: float, *, held: bool) -> float:
         """Worth changes by so much only in a time like that of the silence, or of a usual gap.
 
-        But where a call is better waited for than found, it is about to rise.
+        But where a call is better waited for than found, it is about to rise. What is held needs to be
+        looked at only to be dropped in its turn, when it has been silent for longer than usual.
         """
         if outlook is _BUSY:
             return BUSY_REVIEW_S
-        wait_s = max(STALE * idle_s, 0.5 / max(1e-9, outlook.rate))
+        wait_s = max(STALE * idle_s, (2.0 if held else 0.5) / max(1e-9, outlook.rate))
         if outlook.within_s > 4 * FIRST_S:
             wait_s = min(wait_s, max(0.1 * idle_s, outlook.soon_s))
         return min(MOST_REVIEW_S, max(LEAST_REVIEW_S, wait_s))
