@@ -11,7 +11,8 @@ The contract with a driver, which is a worker or the simulator:
 3. A demand start is `placed` when it begins, at the level it will have, and `began` at once after;
    a load is `placed` when it is done. What does not fit is `pressed` for first.
 4. A call for what is loaded in the sandbox of another takes that over: the hosted place is `dropped`, the
-   host `placed` as the caller's. A template is `placed` again, without a host.
+   host `placed` as the caller's. It waits while the host runs a call. A template is `placed` again,
+   without a host.
 5. A node's `budget_mb` is what all its places may take. Policies start loads within it only; what
    requests make the driver start is not theirs to refuse.
 6. Time may stand still or go back; nothing waits for it to be exact.
