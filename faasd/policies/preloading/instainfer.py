@@ -13,8 +13,8 @@ never told of, evicts less than it needs, and counts windows in whole minutes: n
 A process that has served a call stays, where the artefact loads its weights from disk again.
 
 `predictor` off places whatever has ever been called, at any event; `scheduler` off loads a function when
-the predictor says so into a sandbox where nothing else is, and replaces nothing; with both off
-a sandbox holds only what last ran there.
+the predictor says so into a sandbox where nothing else was loaded, and replaces nothing; with both
+off a sandbox holds only what last ran there.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ class _Bin:
     place: int
     node: int
     free_mb: float
-    empty: bool
+    alone: bool
     hosted: tuple[int, ...]
+    least_worth: float
 
 
 class InstaInfer(Policy):
@@ -277,14 +278,20 @@ class InstaInfer(Policy):
 
     def _pack(self, now: float) -> None:
         """Place what is worth most per megabyte first, as long as loads may begin."""
+        missing = [
+            (self._worth(one), self._size_mb(one), one)
+            for one in self._candidates
+            if not self._is_loaded(one)
+        ]
+        missing.sort(key=lambda one: (-one[0] / max(1.0, one[1]), one[2]))
         bins = self._bins()
-        if not bins:
-            return
-        missing = [one for one in self._candidates if not self._is_loaded(one)]
-        missing.sort(key=lambda one: (-self._worth(one) / max(1.0, self._size_mb(one)), one))
-        for function in missing:
+        for worth, size_mb, function in missing:
             if not any(self.loads.has_room(node, now) for node in {one.node for one in bins}):
                 return
+            # Most do not fit anywhere and are worth less than all there is: no need to try each bin.
+            roomiest_mb = max(one.free_mb for one in bins)
+            if size_mb > roomiest_mb and worth <= min(one.least_worth for one in bins):
+                continue
             chosen = self._best_fit(function, bins, now)
             if chosen is not None:
                 self._load_into(function, chosen, now)
@@ -294,7 +301,7 @@ class InstaInfer(Policy):
         if self._is_loaded(function):
             return
         for one in self._bins():
-            fits = one.empty and one.free_mb >= self._size_mb(function)
+            fits = one.alone and one.free_mb >= self._size_mb(function)
             if fits and self._may_go(function, one, now):
                 self._load_into(function, one, now)
                 return
@@ -334,9 +341,10 @@ class InstaInfer(Policy):
         else:
             own_mb = profile.stage(book.level[place]).private_mb
         used_mb = own_mb + loading_mb + sum(self._size_mb(self._owner[one]) for one in hosted)
-        empty = book.level[place] <= Level.SANDBOX and not hosted and not loading_mb
         free_mb = profile.limit_mb - used_mb
-        return _Bin(place, book.node[place], free_mb, empty, tuple(hosted))
+        alone = not hosted and not loading_mb
+        least = min((self._worth(self._owner[one]) for one in hosted), default=math.inf)
+        return _Bin(place, book.node[place], free_mb, alone, tuple(hosted), least)
 
     def _may_go(self, function: int, into: _Bin, now: float) -> bool:
         profiles = self.book.profiles

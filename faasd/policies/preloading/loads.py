@@ -72,6 +72,10 @@ class Loads:
     def is_under_way(self, load: int) -> bool:
         return load in self._under_way
 
+    def takes_memory(self, load: int) -> bool:
+        """Whether to give it up would free any."""
+        return any(one.private_mb or one.shared for one in self._under_way[load].stages)
+
     def anywhere(self, function: int) -> bool:
         return any(one.load.function == function for one in self._under_way.values())
 

@@ -35,6 +35,7 @@ from faasd.policies.preloading.loads import Bounds, Loads
 
 _PRESSED = Why("dropped for memory, the longest unused first")
 _FORGOTTEN = Why("the function is gone")
+_NO_PLACE = Why("the place that it was for is gone")
 _HUNG = Why("the load is overdue")
 _YIELDS = Why("given up for memory that a request needs")
 _NEVER = -math.inf
@@ -169,6 +170,9 @@ class Policy(abc.ABC):
         self._victims[self.book.node[place]].discard(place)
         self._vanished(place, now)
         function = self._owner[place]
+        for load in self.loads.of(self.book.node[place]) if len(self.loads) else ():
+            if place in {load.host, load.place}:
+                self._give_up(load, _NO_PLACE, now)
         self.book.remove(place)
         if function in self._gone:
             self._forget_if_empty(function)
@@ -340,6 +344,8 @@ class Policy(abc.ABC):
         for load in reversed(self.loads.of(node)):
             if over_mb <= 0:
                 break
+            if not self.loads.takes_memory(load.id):
+                continue
             before_mb = self.book.ledger.used_mb(node)
             self._give_up(load, _YIELDS, now)
             over_mb -= before_mb - self.book.ledger.used_mb(node)
