@@ -7,11 +7,14 @@ are cut on the way; and nothing of a body ever runs as a request.
 from __future__ import annotations
 
 import gzip
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.integration.raw_http import (
     ECHO,
@@ -502,6 +505,60 @@ def _each_way(platform: Platform, witness: Witness, raw: bytes) -> Iterator[tupl
 def seen(reply: Reply) -> tuple[Any, dict[str, str]]:
     """Event and headers as ECHO saw them."""
     return reply.event, reply.json()["headers"]
+
+
+_pieces = st.tuples(
+    st.sampled_from([b"", b"0", b"00"]),
+    st.binary(min_size=1, max_size=30) | st.sampled_from([SMUGGLED, b"0\r\n\r\n"]),
+    st.sampled_from([b"", b"", b";a", b';a="b c"']),
+)
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    pieces=st.lists(_pieces, max_size=5),
+    last=st.sampled_from([b"0\r\n", b"000;a=b\r\n"]),
+    trailers=st.lists(st.sampled_from([b"X-A: a\r\n", b"Faasd-Namespace: b\r\n"]), max_size=2),
+    cuts=st.lists(st.floats(0, 1, exclude_min=True, exclude_max=True), max_size=6),
+)
+def test_chunks_cut_anywhere_are_the_body_that_was_sent(
+    platform: Platform,
+    witness: Witness,
+    pieces: list[tuple[bytes, bytes, bytes]],
+    last: bytes,
+    trailers: list[bytes],
+    cuts: list[float],
+) -> None:
+    raw = _CHUNKED.replace(HOST, HOST + b"X-Sent: yes\r\n")
+    for zeros, data, extension in pieces:
+        raw += b"%b%x%b\r\n%b\r\n" % (zeros, len(data), extension, data)
+    raw += last + b"".join(trailers) + b"\r\n" + FIRST
+    places = sorted({0, len(raw), *(int(cut * len(raw)) for cut in cuts)})
+    sent = b"".join(data for _, data, _ in pieces).decode("latin-1")
+
+    found = answers(platform, witness, *(raw[a:b] for a, b in itertools.pairwise(places)), LAST)
+
+    assert [seen(reply) for reply in found] == [
+        (sent or None, {"x-sent": "yes"}),
+        ("first", {}),
+        ("last", {}),
+    ]
+
+
+def test_a_deadline_that_passes_while_chunks_come_runs_nothing(
+    platform: Platform, witness: Witness
+) -> None:
+    head = post("canary", b"", b"Faasd-Deadline-Ms: 1", b"Transfer-Encoding: chunked")
+
+    refused, last = answers(platform, witness, head, *[b"1\r\nx\r\n"] * 20, b"0\r\n\r\n" + LAST)
+
+    assert (refused.status, refused.json()["code"]) == (504, "deadline_exceeded")
+    assert last.event == "last"
 
 
 TRAILERS = {
