@@ -21,6 +21,7 @@ from faasd.spool import PIECE, Growing, Spool, whole
 
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 NEXT = b"POST /next HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
 MUCH = 1 << 40
 
 PARSERS: dict[str, Any] = {"Python": http_parser.HttpRequestParserPy}
@@ -53,7 +54,7 @@ def outcome(*pieces: bytes) -> Any:
         return "refused"
 
 
-def encode(chunks: list[bytes], last: bytes = b"0\r\n\r\n") -> bytes:
+def encode(chunks: list[bytes], last: bytes = LAST_CHUNK) -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + last
 
 
@@ -190,12 +191,22 @@ def test_extensions_may_take_no_more_than_what_they_come_with() -> None:
     signed = b";chunk-signature=" + b"f" * 64
 
     def sent(data: bytes, extension: bytes, count: int) -> bytes:
-        return (b"%x%b\r\n%b\r\n" % (len(data), extension, data)) * count + b"0\r\n\r\n"
+        return (b"%x%b\r\n%b\r\n" % (len(data), extension, data)) * count + LAST_CHUNK
 
     assert outcome(sent(b"x" * 65_536, signed, 100)) == (b"x" * 65_536 * 100, b"")
     assert outcome(sent(b"x", b";a=b", 20_000)) == (b"x" * 20_000, b"")
     assert outcome(sent(b"x", signed, 1000)) == "refused"
     assert outcome(sent(b"x", b";" + b"a" * 4000, 10)) == "refused"
+
+
+def test_data_makes_up_for_extensions_however_it_is_cut() -> None:
+    noisy = (b"1;" + b"a" * 2000 + b"\r\nx\r\n") * 8
+    quiet = b"3e8\r\n" + b"x" * 1000 + b"\r\n"
+    raw = (noisy + quiet * 8) * 3 + LAST_CHUNK
+
+    for size in (1, 7, 1500, len(raw)):
+        found = read(*(raw[at : at + size] for at in range(0, len(raw), size)))
+        assert found == (b"x" * 3 * (8 + 8000), b"")
 
 
 def test_trailers_are_bounded() -> None:
