@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import http
-import random
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
@@ -22,11 +22,11 @@ from controller.gateway import Flight, Gateway
 from controller.http.bodies import check_size
 from controller.http.chunked import ChunkedBody
 from controller.http.head import EVENTS, UNSAID, Head, Heads
-from controller.http.replies import BODYLESS, broken_off, problem, reply_headers, sendable
+from controller.http.replies import BODYLESS, broken_off, plain_opening, problem, reply_headers
 from controller.registry import Registry
 from faasd import clock
 from faasd.errors import BadRequest, FaasdError, InternalError, RequestTimeout
-from faasd.invocation import Invocation, Reply
+from faasd.invocation import Invocation, Reply, StartKind
 from faasd.spool import Body
 from faasd.streams import close, close_soon
 from faasd.telemetry import get_logger
@@ -45,6 +45,26 @@ _OK = 200
 _ANY = 1
 
 
+class RequestIds:
+    """Names for requests that bring none: 128 random bits each, asked of the system many at once."""
+
+    MANY = 256
+    LENGTH = 32
+
+    __slots__ = ("_at", "_text")
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._at = 0
+
+    def next(self) -> str:
+        at = self._at
+        if at == len(self._text):
+            self._text, at = os.urandom(self.MANY * self.LENGTH // 2).hex(), 0
+        self._at = end = at + self.LENGTH
+        return self._text[at:end]
+
+
 @dataclass(slots=True, eq=False)
 class Lobby:
     """What all connections share: the parts that serve them, and who is here."""
@@ -57,6 +77,7 @@ class Lobby:
     keep_alive_s: float
     patience_s: float
     heads: Heads = field(default_factory=Heads)
+    ids: RequestIds = field(default_factory=RequestIds)
     fronts: set[Front] = field(default_factory=set)
     passed_on: dict[asyncio.Transport, tuple[int, float]] = field(default_factory=dict)
     """Connections that are aiohttp's: the bytes of replies not taken, and since when so many."""
@@ -237,9 +258,11 @@ class Front(asyncio.Protocol):
                 return
             self._task = asyncio.get_running_loop().create_task(self._stream(reply))
             return
-        if not reply.headers and reply.status == _OK and sendable(reply.content_type):
-            self._reply_plainly(reply)
-            return
+        if reply.start is StartKind.WARM and reply.status == _OK and not reply.headers:
+            opening = plain_opening(reply.revision, reply.content_type, reply.worker)
+            if opening is not None:
+                self._reply_plainly(reply, opening)
+                return
         try:
             headers = reply_headers(reply, self._request_id)
         except FaasdError as error:
@@ -282,7 +305,7 @@ class Front(asyncio.Protocol):
         self._head = head
         if len(data) > stop:
             self._buffer += data[stop:]
-        self._begin(head, bytes(memoryview(data)[end:stop]))
+        self._begin(head, bytes(data[end:stop]))
 
     def _wait_for_more(self, data: bytes | bytearray, wanted: int) -> None:
         if wanted != self._wanted:
@@ -295,6 +318,7 @@ class Front(asyncio.Protocol):
     def _expect_chunks(self, head: Head, data: bytes | bytearray) -> None:
         self._head = head
         self._wanted = 0
+        self._request_id = head.request_id or self._lobby.ids.next()
         self._upload = Upload(ChunkedBody(LARGEST_WHOLE), clock.monotonic())
         self._take_chunks(data)
 
@@ -311,7 +335,7 @@ class Front(asyncio.Protocol):
         except FaasdError as error:
             self._refuse(error)
         except Exception:  # the boundary of a request: there may be no file for it, or no memory
-            log.exception("request.failed", name=head.name)
+            log.exception("request.failed", name=head.name, request_id=self._request_id)
             self._refuse(_defect())
         else:
             if behind is not None:
@@ -323,7 +347,6 @@ class Front(asyncio.Protocol):
         """A body that grows large is taken as far as its function accepts it."""
         try:
             caller = await self._lobby.keys.caller(head.authorization, head.namespace)
-            caller.require("invoke")
             function = f"{caller.namespace}/{head.name}"
             spec = self._lobby.registry.get(function).active.spec
             check_size(spec, upload.chunks.announced)
@@ -332,7 +355,7 @@ class Front(asyncio.Protocol):
             self._refuse(error)
             return
         except Exception:  # the boundary of a request
-            log.exception("request.failed", name=head.name)
+            log.exception("request.failed", name=head.name, request_id=self._request_id)
             self._refuse(_defect())
             return
         self._task = None
@@ -345,10 +368,12 @@ class Front(asyncio.Protocol):
         self._upload = None
         self._buffer += behind
         body = upload.chunks.body.whole()
-        deadline_ms = head.deadline_ms
-        if deadline_ms is not None:
-            deadline_ms -= (clock.monotonic() - upload.since) * 1000
-        self._head = head = replace(head, length=len(body), deadline_ms=deadline_ms)
+        left_ms = head.deadline_ms
+        if left_ms is not None:
+            left_ms -= (clock.monotonic() - upload.since) * 1000
+        self._head = head = replace(
+            head, length=len(body), request_id=self._request_id, deadline_ms=left_ms
+        )
         self._begin(head, body)
 
     def _refuse(self, error: FaasdError) -> None:
@@ -361,7 +386,6 @@ class Front(asyncio.Protocol):
         assert head is not None
         self._upload = Upload(ChunkedBody(0), 0.0, refused=True)
         self._buffer.clear()
-        self._request_id = head.request_id or f"{random.getrandbits(128):032x}"
         status, headers, body = problem(error, self._request_id, invoked=True)
         headers["Connection"] = "close"
         self._reply(status, headers, body)
@@ -376,7 +400,7 @@ class Front(asyncio.Protocol):
 
     def _begin(self, head: Head, body: Body) -> None:
         self._wanted = 0
-        self._request_id = head.request_id or f"{random.getrandbits(128):032x}"
+        self._request_id = head.request_id or self._lobby.ids.next()
         try:
             caller = self._lobby.keys.known(head.authorization, head.namespace)
             if caller is None:
@@ -401,10 +425,12 @@ class Front(asyncio.Protocol):
             self._reply(*problem(_defect(), self._request_id, invoked=True))
 
     def _invoke(self, caller: Caller, head: Head, body: Body) -> None:
-        caller.require("invoke")
+        # Every key may invoke: that is the least of the roles.
         function = f"{caller.namespace}/{head.name}"
-        spec = self._lobby.registry.get(function).active.spec
-        check_size(spec, head.length)
+        revision = self._lobby.registry.get(function).active
+        spec = revision.spec
+        if head.length > revision.max_body_bytes:
+            check_size(spec, head.length)
         invocation = Invocation(
             self._request_id,
             function,
@@ -417,21 +443,19 @@ class Front(asyncio.Protocol):
             head.events,
             *head.wishes.of(caller, spec.scheduling.priority),
         )
-        flight = self._lobby.gateway.begin(invocation, self)
+        flight = self._lobby.gateway.begin(invocation, self, revision=revision)
         if self._head is not None:
             # Nor was it answered while it was begun.
             self._flight = flight
 
-    def _reply_plainly(self, reply: Reply) -> None:
+    def _reply_plainly(self, reply: Reply, opening: str) -> None:
         """What `_reply` would send of most replies, made at once."""
-        self._since = clock.monotonic()
+        self._since = now = clock.monotonic()
         body = reply.body
         start = (
-            f"HTTP/1.1 200 OK\r\nfaasd-revision: {reply.revision}\r\n"
-            f"Content-Type: {reply.content_type}\r\nfaasd-request-id: {self._request_id}\r\n"
-            f"faasd-start: {reply.start}\r\nServer-Timing: {reply.timings.server_timing()}\r\n"
-            f"faasd-worker: {reply.worker}\r\nContent-Length: {len(body)}\r\n"
-            f"Date: {self._lobby.date(self._since)}\r\n\r\n"
+            f"{opening}{self._request_id}\r\n"
+            f"Server-Timing: {reply.timings.server_timing()}\r\n"
+            f"Content-Length: {len(body)}\r\nDate: {self._lobby.date(now)}\r\n\r\n"
         ).encode()
         if len(body) < _MUCH:
             self._transport.write(start + body)
