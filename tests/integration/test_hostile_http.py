@@ -589,9 +589,9 @@ def test_trailers_are_no_headers_of_any_request(
 _OTHER_PROTOCOL = (b"Connection: Upgrade", b"Upgrade: smoke-signals")
 
 
-def make_chunked(line: str, *lines: bytes, trailers: bytes = b"") -> bytes:
+def make_chunked(line: str, *lines: bytes, body: bytes = b"hi") -> bytes:
     head = make(line, b"", *lines, b"Transfer-Encoding: chunked")
-    return head + b"2\r\nhi\r\n0\r\n" + trailers + b"\r\n"
+    return head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
 
 
 # What the front passes on, and the status of what is said to it.
@@ -603,7 +603,19 @@ PASSED_ON = {
     "an expectation": (make_chunked("POST /invoke/echo", b"Expect: 100-continue"), 200),
     "an unknown expectation": (make_chunked("POST /invoke/echo", b"Expect: tea"), 417),
     "an upgrade": (make_chunked("POST /invoke/echo", *_OTHER_PROTOCOL), 200),
-    "a stream": (make_chunked("POST /invoke/items?", b"Content-Type: application/json"), 400),
+    "a stream": (
+        make_chunked("POST /invoke/items?", b"Content-Type: application/json", body=b"3"),
+        200,
+    ),
+    "events": (
+        make_chunked(
+            "POST /invoke/items?",
+            b"Content-Type: application/json",
+            b"Accept: text/event-stream",
+            body=b"3",
+        ),
+        200,
+    ),
     "an unknown function": (make_chunked("POST /invoke/nobody?"), 404),
     "an unknown address": (make_chunked("POST /nothing"), 404),
     "another method": (make_chunked("PUT /invoke/echo"), 405),
@@ -877,6 +889,22 @@ def test_who_expects_to_be_told_to_go_on_is_told(
         last = wire.reply()
 
     assert (told.status, told.headers, reply.event, last.event) == (100, {}, "hi", "last")
+
+
+def test_who_expects_to_be_told_to_send_chunks_is_told(platform: Platform) -> None:
+    raw = post_chunked("echo", b"h", b"i", lines=(b"Expect: 100-continue",))
+    end = raw.index(b"\r\n\r\n") + 4
+
+    for before in (b"", FIRST):
+        with Wire.to(platform.url) as wire:
+            wire.send(before + raw[:end])
+            if before:
+                assert wire.reply().event == "first"
+            assert wire.response().status == 100
+            wire.send(raw[end:] + LAST)
+            (reply,) = wire.replies_to_the_end()
+
+        assert (reply.event, reply.headers["connection"]) == ("hi", "close")
 
 
 @pytest.mark.parametrize("body", [b"hi", b""], ids=["with a body", "without"])
