@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import select
 import signal
 import socket
 import struct
@@ -16,6 +17,7 @@ from typing import Any
 
 import msgpack
 
+from faasd import clock
 from faasd.errors import FaasdError
 from faasd.framing import packed
 from faasd.spool import Body, Spool, whole
@@ -92,6 +94,7 @@ class InstanceLink:
         self._why: FaasdError | None = None
         self._requests: dict[int, str] = {}
         self._mark = -1
+        self._poll: select.poll | None = None
         self._touched = False
         self._files: dict[int, int] = {}
         self._spare: list[tuple[int, int]] = []
@@ -315,6 +318,20 @@ class InstanceLink:
         if self._sock is not None and not self._paused:
             self._readable()
         self._name_output()
+
+    def look_out(self, for_s: float) -> bool:
+        if self._sock is None or self._paused:
+            return False
+        poll = self._poll
+        if poll is None:
+            poll = self._poll = select.poll()
+            poll.register(self._sock.fileno(), select.POLLIN)
+        give_up = clock.monotonic() + for_s
+        while not poll.poll(0):
+            if clock.monotonic() > give_up:
+                return False
+        self._readable()
+        return True
 
     def _readable(self) -> None:
         self._read()

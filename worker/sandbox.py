@@ -105,6 +105,10 @@ class Instance(Protocol):
 
     def call(self, calls: Sequence[Call]) -> None: ...
 
+    def look_out(self, for_s: float) -> bool:
+        """Wait for what it says without sleeping, so long at most: whether anything came."""
+        ...
+
     def cancel(self, call: int) -> None:
         """Ask the handler to stop: an exception where it runs. The owner kills it if it does not."""
         ...

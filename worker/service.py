@@ -41,6 +41,7 @@ from faasd.invocation import (
     Timings,
 )
 from faasd.policies.keepalive import keep_alive
+from faasd.policies.lookout import Lookout
 from faasd.policies.placement import Placement, Refusal
 from faasd.policies.queueing.discipline import ProcessorUse, sharing
 from faasd.policies.readahead import ReadAhead
@@ -113,6 +114,7 @@ class RevisionService:
         self._emptied = emptied
         self._cores = cores
         self._processor = ProcessorUse()
+        self._lookout = Lookout(cores=cores)
         self._cpu_s: dict[int, float] = {}
         self._run_s = 0.0
         self._tally = tally
@@ -561,11 +563,26 @@ class RevisionService:
             held[identity] = pending
             calls.append((identity, pending.meta(now), pending.invocation.body))
             self._tally.started(kind)
-        if serial:
-            for call in calls:
-                self._send(running, (call,))
-        else:
+        if not serial:
             self._send(running, calls)
+            return
+        for call in calls:
+            self._send(running, (call,))
+        if self._tally.outstanding == 1:
+            self._look_out(running)
+
+    def _look_out(self, running: Running) -> None:
+        """It is the only call of the node: its reply may be here sooner than sleep would end."""
+        ahead = self.pool.read_ahead
+        if ahead is not None and ahead.depth:
+            for_s = self._lookout.for_s(ahead.mean_s)
+            if for_s:
+                # Not at once: who began the call is not told of its end before that has returned.
+                self._loop.call_soon(self._look_now, running, for_s)
+
+    def _look_now(self, running: Running, for_s: float) -> None:
+        if running.calls and running.handle is not None:
+            self._lookout.ended(in_time=running.handle.look_out(for_s))
 
     def _send(self, running: Running, calls: Sequence[Call]) -> None:
         assert running.handle is not None

@@ -73,6 +73,10 @@ class SerialInstance:
         self._events.on_end(self.calls.pop(0), exec_ms)
         self._events.on_caught_up()
 
+    def look_out(self, for_s: float) -> bool:
+        del for_s
+        return False
+
     def cancel(self, call: int) -> None:
         self.told_to_stop.append(call)
 
