@@ -79,6 +79,8 @@ class Node:
         self._cpus = len(os.sched_getaffinity(0))
         self._budget_mb = settings.memory_budget_mb or 0.0
         self._used_mb = 0.0
+        self._may_grow = True
+        self._zygotes_measured: list[tuple[str, str]] = []
         self._lock: IO[str] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -210,7 +212,7 @@ class Node:
         return self._logs.follow(function, tail)
 
     def report(self) -> WorkerReport:
-        """The node as it is now."""
+        """The node as it is now; of the functions those that have a process or a call here."""
         return WorkerReport(
             id=self.id,
             cpus=self._cpus,
@@ -221,7 +223,7 @@ class Node:
             gpus=self._gpus.report(),
             gpu_fault=self._inventory.fault,
             runtimes=self._sandboxes.runtimes(),
-            functions=[service.report() for service in self._services.values()],
+            functions=[one.report() for one in self._services.values() if not one.pool.empty],
             starts=self.load.by_kind(),
             sandboxes=self._sandboxes.sandboxes(),
         )
@@ -248,7 +250,7 @@ class Node:
         def output(instance: str, request_id: str, stream: str, line: str) -> None:
             self._logs.add(revision.function, revision.id, instance, request_id, stream, line)
 
-        return RevisionService(
+        service = RevisionService(
             revision,
             worker_id=self.id,
             sandboxes=self._sandboxes,
@@ -261,6 +263,8 @@ class Node:
             cores=self._cpus,
             tally=self.load,
         )
+        service.set_may_grow(may_grow=self._may_grow)
+        return service
 
     def _on_emptied(self, service: RevisionService) -> None:
         if service in self._retiring:
@@ -342,7 +346,11 @@ class Node:
 
     async def _measure(self) -> None:
         """Measure every process, then keep the node within its budget."""
-        seen = {service: service.pids() for service in self._everything()}
+        held = [one for one in self._everything() if one.memory_mb or not one.pool.empty]
+        zygotes = [(one.name, one.state) for one in self._sandboxes.runtimes()]
+        if not held and zygotes == self._zygotes_measured:
+            return
+        seen = {service: service.pids() for service in held}
         measured = await asyncio.to_thread(self._read_memory, seen)
         total = 0.0
         for service, (template_mb, private, pss, cpu_s) in measured.items():
@@ -350,7 +358,8 @@ class Node:
             service.used_processor(cpu_s)
             total += pss
         self._used_mb = total
-        self._keep_within_budget()
+        self._zygotes_measured = zygotes
+        self._keep_within_budget(held)
 
     def _read_memory(
         self, seen: dict[RevisionService, tuple[list[int], dict[int, list[int]]]]
@@ -368,10 +377,10 @@ class Node:
             measured[service] = (template_mb, private, total, cpu_s)
         return measured
 
-    def _keep_within_budget(self) -> None:
+    def _keep_within_budget(self, held: list[RevisionService]) -> None:
         over = self._used_mb - self._budget_mb
         holders: list[Holder[RevisionService]] = []
-        for service in self._everything():
+        for service in held:
             since, memory_mb = service.idle_holders()
             if since is not None:
                 holders.append(Holder(service, since, memory_mb))
@@ -381,8 +390,10 @@ class Node:
                 "pool.evicted", revision=service.revision.key, memory_mb=round(victim.memory_mb)
             )
             service.evict()
-        for service in self._everything():
-            service.set_may_grow(may_grow=over <= 0)
+        if self._may_grow != (over <= 0):
+            self._may_grow = over <= 0
+            for service in self._everything():
+                service.set_may_grow(may_grow=self._may_grow)
 
     def _everything(self) -> list[RevisionService]:
         return [*self._services.values(), *self._retiring]

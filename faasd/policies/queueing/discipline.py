@@ -25,6 +25,8 @@ class ServiceTimes:
     ENOUGH = 20
     PAUSE = 100.0
 
+    __slots__ = ("_first", "_known", "_last", "_mean_s", "_variance")
+
     def __init__(self) -> None:
         self._first: list[float] = []
         self._known = False
@@ -90,6 +92,8 @@ class ProcessorUse:
     SMOOTHING = 0.3
     LEAST_S = 0.1
     COMPUTES = 0.5
+
+    __slots__ = ("_share",)
 
     def __init__(self) -> None:
         self._share: float | None = None
