@@ -130,7 +130,7 @@ def _send(server: Server, url: str, rate: float, seconds: float) -> tuple[Outcom
 def _print(loads: dict[str, Outcome], peak: float) -> None:
     header = [
         *("load", "sent/s", "answered/s", "of the peak", "p50 ms", "p99 ms"),
-        *("refused/s", "p50 ms", "p99 ms", "failed", "send lag p99 ms"),
+        *("refused/s", "p50 ms", "p99 ms", "p99 at the server", "failed", "send lag p99 ms"),
     ]
     rows = [
         [
@@ -140,7 +140,7 @@ def _print(loads: dict[str, Outcome], peak: float) -> None:
             f"{one.goodput / peak:.0%}",
             *map(count, (one.accepted_p50_ms, one.accepted_p99_ms)),
             count(one.refused / one.seconds),
-            *map(count, (one.refused_p50_ms, one.refused_p99_ms)),
+            *map(count, (one.refused_p50_ms, one.refused_p99_ms, one.refused_server_p99_ms)),
             str(sum(one.failed.values())),
             count(one.lag_p99_ms),
         ]
@@ -160,6 +160,7 @@ def _overload(peak: float, high: Outcome, over: Outcome) -> dict[str, Any]:
         "p99_ms_at_90": high.accepted_p99_ms,
         "p99_ms_at_300": over.accepted_p99_ms,
         "refused_p99_ms": over.refused_p99_ms,
+        "refused_server_p99_ms": over.refused_server_p99_ms,
         "without_retry_after": over.without_retry_after,
         "failed_at_300": over.failed,
     }
