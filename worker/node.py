@@ -69,6 +69,8 @@ class Node:
         self._logs = LogBook(settings.log_lines)
         self._services: dict[str, RevisionService] = {}
         self._retiring: set[RevisionService] = set()
+        # All that have a process or a call here are among these: the others are not looked at.
+        self._awake: dict[RevisionService, None] = {}
         self.load = Tally()
         self._inventory = inventory or GpuInventory()
         # Containers share neither the daemon's pipes nor its IPC namespace.
@@ -223,10 +225,13 @@ class Node:
             gpus=self._gpus.report(),
             gpu_fault=self._inventory.fault,
             runtimes=self._sandboxes.runtimes(),
-            functions=[one.report() for one in self._services.values() if not one.pool.empty],
+            functions=[one.report() for one in self._holding() if self._serves(one)],
             starts=self.load.by_kind(),
             sandboxes=self._sandboxes.sandboxes(),
         )
+
+    def _serves(self, service: RevisionService) -> bool:
+        return self._services.get(service.revision.key) is service
 
     def _busy(self) -> bool:
         seen = [s.pool.statistics() for s in (*self._services.values(), *self._retiring)]
@@ -259,12 +264,16 @@ class Node:
             desk=self._desk,
             template_keep_alive_s=self._settings.template_keep_alive_s,
             cancel_grace_s=self._settings.cancel_grace_s,
+            woken=self._on_woken,
             emptied=self._on_emptied,
             cores=self._cpus,
             tally=self.load,
         )
         service.set_may_grow(may_grow=self._may_grow)
         return service
+
+    def _on_woken(self, service: RevisionService) -> None:
+        self._awake[service] = None
 
     def _on_emptied(self, service: RevisionService) -> None:
         if service in self._retiring:
@@ -346,7 +355,7 @@ class Node:
 
     async def _measure(self) -> None:
         """Measure every process, then keep the node within its budget."""
-        held = [one for one in self._everything() if one.memory_mb or not one.pool.empty]
+        held = self._holding()
         zygotes = [(one.name, one.state) for one in self._sandboxes.runtimes()]
         if not held and zygotes == self._zygotes_measured:
             return
@@ -394,6 +403,11 @@ class Node:
             self._may_grow = over <= 0
             for service in self._everything():
                 service.set_may_grow(may_grow=self._may_grow)
+
+    def _holding(self) -> list[RevisionService]:
+        """Those that have something here, or had when it was measured last."""
+        self._awake = {one: None for one in self._awake if one.memory_mb or not one.pool.empty}
+        return list(self._awake)
 
     def _everything(self) -> list[RevisionService]:
         return [*self._services.values(), *self._retiring]

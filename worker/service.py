@@ -77,7 +77,7 @@ class RevisionService:
         "_last_failure", "_loop", "_output", "_pending", "_place", "_processor", "_progress",
         "_run_s", "_running", "_sandbox", "_sandboxes", "_step_due", "_tally", "_tasks",
         "_timeout_s", "_waiting_for_template", "_wakeup", "_wakeup_due", "_watch", "_watch_due",
-        "memory_mb", "pool", "revision", "template_mb", "worker_id",
+        "_woken", "memory_mb", "pool", "revision", "template_mb", "worker_id",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +91,7 @@ class RevisionService:
         desk: GpuDesk,
         template_keep_alive_s: float,
         cancel_grace_s: float,
+        woken: Callable[[RevisionService], None],
         emptied: Callable[[RevisionService], None],
         cores: int,
         tally: Tally,
@@ -118,6 +119,7 @@ class RevisionService:
         self._desk = desk if needs_gpu(spec.resources) else None
         self._cancel_grace_s = cancel_grace_s
         self._timeout_s = spec.limits.timeout_s
+        self._woken = woken
         self._emptied = emptied
         self._cores = cores
         self._processor = ProcessorUse()
@@ -356,6 +358,7 @@ class RevisionService:
                 case pools.Fork():
                     self._spawn(self._fork(action.instance))
                 case pools.OpenSandbox():
+                    self._woken(self)
                     self._spawn(self._open())
                 case pools.Stop():
                     self._stop(action.instance)

@@ -1,6 +1,6 @@
 """What a function costs that nobody calls: a controller alone, a worker alone, memory and wake-ups.
 
-Functions are deployed in two halves: the second half shows what one more takes, without what the
+As many functions are deployed twice: the second half shows what one more takes, without what the
 first deploys make a process grow by once. Of both daemons, started again on what they stored, the
 memory is told once more: nothing in it is left over from deploys. Sandboxes are fake, so that a
 thousand deploys take seconds; what a daemon keeps of a function is the same.
@@ -12,6 +12,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ DAEMONS = ("controller", "worker")
 SETTLE_S = 3.0
 IDLE_S = 20.0
 PARALLEL = 8
-ENV = {"FAASD_WORKER_RUNTIME": "fake", "FAASD_WORKER_TEMPLATE_KEEP_ALIVE_S": "0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +42,22 @@ class Seen:
 
 def measure(folder: Path, source: Path, *, functions: int) -> dict[str, Any]:
     """Prints its tables; the figures for the RESULT line."""
-    half = functions // 2
-    numbers = (0, half, 2 * half)
+    numbers = (0, functions, 2 * functions)
     grown: dict[str, list[Seen]] = {name: [] for name in DAEMONS}
-    with daemons.cluster(folder, **ENV) as server:
+    with _cluster(folder) as server:
         for number in numbers:
-            asyncio.run(_deploy(server.url, source, range(number - half * (number > 0), number)))
+            asyncio.run(_deploy(server.url, source, range(max(0, number - functions), number)))
             for name, seen in zip(DAEMONS, _look(server, number), strict=True):
                 grown[name].append(seen)
-    with daemons.cluster(folder, **ENV) as server:
+    with _cluster(folder) as server:
         fresh = _look(server, numbers[-1])
     return _print(grown, dict(zip(DAEMONS, fresh, strict=True)))
+
+
+def _cluster(folder: Path) -> AbstractContextManager[Server]:
+    return daemons.cluster(
+        folder, FAASD_WORKER_RUNTIME="fake", FAASD_WORKER_TEMPLATE_KEEP_ALIVE_S="0"
+    )
 
 
 async def _deploy(url: str, source: Path, numbers: range) -> None:
