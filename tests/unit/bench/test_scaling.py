@@ -189,6 +189,7 @@ class Refusing(http.server.BaseHTTPRequestHandler):
     """Refuses in two pieces, with a pause between them."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     pause_s = 0.02
     written = threading.Event()
 
