@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from faasd.errors import (
     Unavailable,
     UnserialisableResult,
 )
-from faasd.invocation import Reply, StartKind, WorkerReport
+from faasd.invocation import Reply, Revision, StartKind, WorkerReport
 from faasd.settings import WorkerSettings, build
 from tests.loops import in_loop, until
 from tests.unit.worker.nodes import (
@@ -781,6 +784,57 @@ async def test_logs_are_kept_per_function_and_followed(tmp_path: Path) -> None:
         output("i1", "", "stderr", "more")
         assert (await anext(followed)).line == "more"
         await followed.aclose()  # type: ignore[attr-defined]
+
+
+@in_loop
+async def test_what_is_known_and_not_used_costs_a_few_kilobytes(tmp_path: Path) -> None:
+    functions = 64
+    async with running(tmp_path) as node:
+        node.register(revision("first"))
+        told = [json.dumps(revision(f"idle-{n}").to_plain()) for n in range(functions)]
+        gc.collect()
+        tracemalloc.start()
+        try:
+            for plain in told:
+                node.register(Revision.from_plain(json.loads(plain)))
+            gc.collect()
+            taken, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+    assert taken / functions / 1024 < 6
+
+
+@in_loop
+async def test_only_what_has_something_here_is_looked_at(tmp_path: Path) -> None:
+    sandboxes = FakeSandboxes()
+    async with running(
+        tmp_path, sandboxes, template_keep_alive_s=0.0, memory_interval_s=0.1
+    ) as node:
+        for name in ("echo", "idle"):
+            node.register(revision(name, scaling={"keep_alive": 0.0}))
+        assert node._holding() == []
+
+        await awaited(node.invoke, call())
+        assert [one.revision.function for one in node._holding()] == ["default/echo"]
+
+        await until(lambda: not sandboxes.open_sandboxes)
+        assert node._holding() == []
+
+
+@in_loop
+async def test_memory_is_looked_at_once_more_when_its_processes_have_ended(tmp_path: Path) -> None:
+    async with running(tmp_path, memory_interval_s=0.1) as node:
+        node.register(revision(scaling={"keep_alive": 0.0}))
+        await awaited(node.invoke, call())
+        [service] = node._holding()
+        service.memory_mb = 50.0
+        service.evict()
+
+        await until(lambda: not node._holding())
+
+        assert service.memory_mb == 0
+        assert node.report().memory_used_mb == 0
 
 
 @in_loop
