@@ -147,10 +147,12 @@ class Revision:
     artifacts: dict[str, ArtifactRef]
     min_instances: int = 0
     key: str = field(init=False, repr=False, compare=False)
+    max_body_bytes: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Asked for several times per invocation.
+        # Asked for with every invocation.
         object.__setattr__(self, "key", f"{self.function}@{self.id}")
+        object.__setattr__(self, "max_body_bytes", self.spec.max_body_bytes)
 
     def to_plain(self) -> dict[str, Any]:
         return {

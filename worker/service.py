@@ -10,7 +10,7 @@ import asyncio
 import errno
 import itertools
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Sequence
 from typing import Any
 
 from faasd import clock
@@ -41,6 +41,7 @@ from faasd.invocation import (
     Timings,
 )
 from faasd.policies.keepalive import keep_alive
+from faasd.policies.lookout import Lookout
 from faasd.policies.placement import Placement, Refusal
 from faasd.policies.queueing.discipline import ProcessorUse, sharing
 from faasd.policies.readahead import ReadAhead
@@ -51,7 +52,7 @@ from worker.calls import Pending, Running
 from worker.gpus.desk import GpuDesk
 from worker.gpus.ledger import needs_gpu, request_of
 from worker.pool import Pool, PoolLimits
-from worker.sandbox import Exit, Output, Placed, Progress, Sandbox, Sandboxes, Span
+from worker.sandbox import Call, Exit, Output, Placed, Progress, Sandbox, Sandboxes, Span
 from worker.tally import Tally
 
 log = get_logger("worker.service")
@@ -123,6 +124,7 @@ class RevisionService:
         self._emptied = emptied
         self._cores = cores
         self._processor = ProcessorUse()
+        self._lookout = Lookout(cores=cores)
         self._cpu_s: dict[int, float] = {}
         self._run_s = 0.0
         self._tally = tally
@@ -558,26 +560,50 @@ class RevisionService:
         running = self._running[action.instance]
         assert running.handle is not None
         now = clock.monotonic()
-        ahead = self.pool.read_ahead is not None and bool(running.calls)
-        calls = []
+        serial = self.pool.read_ahead is not None
+        held = running.calls
+        calls: list[Call] = []
         for identity, kind in zip(action.calls, action.kinds, strict=True):
             pending = self._pending[identity]
             pending.instance = running
             pending.kind = kind
-            running.calls[identity] = pending
-            if ahead:
+            if serial and held:
                 self._watch_deadline(pending, now)
             else:
                 self._turn_came(pending, now)
+            held[identity] = pending
             calls.append((identity, pending.meta(now), pending.invocation.body))
             self._tally.started(kind)
+        if not serial:
+            self._send(running, calls)
+            return
+        for call in calls:
+            self._send(running, (call,))
+        if self._tally.outstanding == 1:
+            self._look_out(running)
+
+    def _look_out(self, running: Running) -> None:
+        """It is the only call of the node: its reply may be here sooner than sleep would end."""
+        ahead = self.pool.read_ahead
+        if ahead is not None and ahead.depth:
+            for_s = self._lookout.for_s(ahead.mean_s)
+            if for_s:
+                # Not at once: who began the call is not told of its end before that has returned.
+                self._loop.call_soon(self._look_now, running, for_s)
+
+    def _look_now(self, running: Running, for_s: float) -> None:
+        if running.calls and running.handle is not None:
+            self._lookout.ended(in_time=running.handle.look_out(for_s))
+
+    def _send(self, running: Running, calls: Sequence[Call]) -> None:
+        assert running.handle is not None
         try:
             running.handle.call(calls)
         except (ValueError, TypeError, OverflowError) as error:
             # What cannot be packed reached nobody; it must not wait for an answer. Answering asks
             # the pool again, which may only happen once its present actions are carried out.
             told = f"The invocation could not be sent to the function: {error}."
-            for identity in action.calls:
+            for identity, _meta, _body in calls:
                 pending = running.calls.pop(identity)
                 self._loop.call_soon(self._unsent, pending, BadRequest(told))
 
@@ -747,8 +773,9 @@ class RevisionService:
         self._forget(pending)
         if pending.stream is not None:
             pending.stream.end()
-        elif reply is not None:
-            pending.answer(reply)
+        elif reply is not None and not pending.told:
+            pending.told = True
+            pending.receiver.answered(reply)
         self._finished(pending, took_s)
 
     def failed(self, pending: Pending, error: FaasdError, *, exec_ms: float) -> None:
@@ -849,7 +876,7 @@ class RevisionService:
         """How the time from arrival to dispatch divides: starts that it waited for, and queue."""
         end = pending.dispatched or clock.monotonic()
         if pending.kind is StartKind.WARM:
-            return Timings(queue=(end - pending.arrived) * 1000, exec=exec_ms)
+            return Timings((end - pending.arrived) * 1000, 0.0, 0.0, 0.0, exec_ms)
         phases = {"sandbox": 0.0, "libs": 0.0, "load": 0.0}
         if pending.instance is not None:
             for span in pending.instance.spans:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import http
-import random
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -21,11 +21,11 @@ from controller.auth import Caller, Keys
 from controller.gateway import Flight, Gateway
 from controller.http.bodies import check_size
 from controller.http.head import EVENTS, Head, Heads
-from controller.http.replies import BODYLESS, broken_off, problem, reply_headers, sendable
+from controller.http.replies import BODYLESS, broken_off, plain_opening, problem, reply_headers
 from controller.registry import Registry
 from faasd import clock
 from faasd.errors import FaasdError, InternalError
-from faasd.invocation import Invocation, Reply
+from faasd.invocation import Invocation, Reply, StartKind
 from faasd.streams import close, close_soon
 from faasd.telemetry import get_logger
 
@@ -43,6 +43,26 @@ _ANY = 1
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
+class RequestIds:
+    """Names for requests that bring none: 128 random bits each, asked of the system many at once."""
+
+    MANY = 256
+    LENGTH = 32
+
+    __slots__ = ("_at", "_text")
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._at = 0
+
+    def next(self) -> str:
+        at = self._at
+        if at == len(self._text):
+            self._text, at = os.urandom(self.MANY * self.LENGTH // 2).hex(), 0
+        self._at = end = at + self.LENGTH
+        return self._text[at:end]
+
+
 @dataclass(slots=True, eq=False)
 class Lobby:
     """What all connections share: the parts that serve them, and who is here."""
@@ -55,6 +75,7 @@ class Lobby:
     keep_alive_s: float
     patience_s: float
     heads: Heads = field(default_factory=Heads)
+    ids: RequestIds = field(default_factory=RequestIds)
     fronts: set[Front] = field(default_factory=set)
     passed_on: dict[asyncio.Transport, tuple[int, float]] = field(default_factory=dict)
     """Connections that are aiohttp's: the bytes of replies not taken, and since when so many."""
@@ -214,9 +235,11 @@ class Front(asyncio.Protocol):
                 return
             self._task = asyncio.get_running_loop().create_task(self._stream(reply))
             return
-        if not reply.headers and reply.status == _OK and sendable(reply.content_type):
-            self._reply_plainly(reply)
-            return
+        if reply.start is StartKind.WARM and reply.status == _OK and not reply.headers:
+            opening = plain_opening(reply.revision, reply.content_type, reply.worker)
+            if opening is not None:
+                self._reply_plainly(reply, opening)
+                return
         try:
             headers = reply_headers(reply, self._request_id)
         except FaasdError as error:
@@ -256,7 +279,7 @@ class Front(asyncio.Protocol):
         self._head = head
         if len(data) > stop:
             self._buffer += data[stop:]
-        self._begin(head, bytes(memoryview(data)[end:stop]))
+        self._begin(head, bytes(data[end:stop]))
 
     def _wait_for_more(self, data: bytes | bytearray, wanted: int) -> None:
         if wanted != self._wanted:
@@ -268,7 +291,7 @@ class Front(asyncio.Protocol):
 
     def _begin(self, head: Head, body: bytes) -> None:
         self._wanted = 0
-        self._request_id = head.request_id or f"{random.getrandbits(128):032x}"
+        self._request_id = head.request_id or self._lobby.ids.next()
         try:
             caller = self._lobby.keys.known(head.authorization, head.namespace)
             if caller is None:
@@ -293,10 +316,12 @@ class Front(asyncio.Protocol):
             self._reply(*problem(_defect(), self._request_id, invoked=True))
 
     def _invoke(self, caller: Caller, head: Head, body: bytes) -> None:
-        caller.require("invoke")
+        # Every key may invoke: that is the least of the roles.
         function = f"{caller.namespace}/{head.name}"
-        spec = self._lobby.registry.get(function).active.spec
-        check_size(spec, head.length)
+        revision = self._lobby.registry.get(function).active
+        spec = revision.spec
+        if head.length > revision.max_body_bytes:
+            check_size(spec, head.length)
         invocation = Invocation(
             self._request_id,
             function,
@@ -309,21 +334,19 @@ class Front(asyncio.Protocol):
             head.events,
             *head.wishes.of(caller, spec.scheduling.priority),
         )
-        flight = self._lobby.gateway.begin(invocation, self)
+        flight = self._lobby.gateway.begin(invocation, self, revision=revision)
         if self._head is not None:
             # Nor was it answered while it was begun.
             self._flight = flight
 
-    def _reply_plainly(self, reply: Reply) -> None:
+    def _reply_plainly(self, reply: Reply, opening: str) -> None:
         """What `_reply` would send of most replies, made at once."""
-        self._since = clock.monotonic()
+        self._since = now = clock.monotonic()
         body = reply.body
         start = (
-            f"HTTP/1.1 200 OK\r\nfaasd-revision: {reply.revision}\r\n"
-            f"Content-Type: {reply.content_type}\r\nfaasd-request-id: {self._request_id}\r\n"
-            f"faasd-start: {reply.start}\r\nServer-Timing: {reply.timings.server_timing()}\r\n"
-            f"faasd-worker: {reply.worker}\r\nContent-Length: {len(body)}\r\n"
-            f"Date: {self._lobby.date(self._since)}\r\n\r\n"
+            f"{opening}{self._request_id}\r\n"
+            f"Server-Timing: {reply.timings.server_timing()}\r\n"
+            f"Content-Length: {len(body)}\r\nDate: {self._lobby.date(now)}\r\n\r\n"
         ).encode()
         if len(body) < _MUCH:
             self._transport.write(start + body)
