@@ -26,7 +26,7 @@ class ServiceTimes:
     PAUSE = 100.0
     LEAST_PAUSE_S = 0.1
 
-    __slots__ = ("_first", "_known", "_last", "_mean_s", "_variance")
+    __slots__ = ("_first", "_known", "_last", "_mean_s", "_settled", "_variance")
 
     def __init__(self) -> None:
         self._first: list[float] = []

@@ -57,7 +57,7 @@ class CallQueue:
 
     __slots__ = (
         "_classes", "_default_slo_s", "_exec_s", "_kind", "_last_deadline", "_number", "_out",
-        "_plain", "_turns", "_weights",
+        "_plain", "_turns", "_weights", "queued",
     )  # fmt: skip
 
     def __init__(

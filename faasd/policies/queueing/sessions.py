@@ -25,7 +25,7 @@ class SessionCall:
 class Sessions:
     """Not thread-safe; owned by the event loop of the worker."""
 
-    __slots__ = ("_calls", "_instances", "_size", "_waiting")
+    __slots__ = ("_instances", "_size", "_waiting", "calls")
 
     def __init__(self, *, size: int = 65_536) -> None:
         self._size = size
