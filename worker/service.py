@@ -141,6 +141,7 @@ class RevisionService:
         self._watch: asyncio.TimerHandle | None = None
         self._watch_due = math.inf
         self._step_due = False
+        self._replies: list[tuple[Pending, Reply]] = []
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self.template_mb = 0.0
@@ -773,9 +774,14 @@ class RevisionService:
         self._forget(pending)
         if pending.stream is not None:
             pending.stream.end()
-        elif reply is not None and not pending.told:
-            pending.told = True
-            pending.receiver.answered(reply)
+        elif reply is not None:
+            running = pending.instance
+            if self.pool.waiting and running and running.handle and running.handle.tells_rounds:
+                # The instance has nothing to do until it gets more; who waits for this, waits
+                # for the others of its round anyway.
+                self._replies.append((pending, reply))
+            else:
+                pending.answer(reply)
         self._finished(pending, took_s)
 
     def failed(self, pending: Pending, error: FaasdError, *, exec_ms: float) -> None:
@@ -811,6 +817,13 @@ class RevisionService:
         if self._step_due:
             self._step_due = False
             self._step()
+        if self._replies:
+            replies, self._replies = self._replies, []
+            for pending, reply in replies:
+                try:
+                    pending.answer(reply)
+                except Exception:  # the boundary of an invocation: others wait for their replies
+                    log.exception("invocation.receiver_failed")
 
     def instance_lost(self, running: Running) -> None:
         """Nothing more is to be sent there: it would be lost too."""
