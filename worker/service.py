@@ -76,9 +76,10 @@ class RevisionService:
     __slots__ = (
         "_cancel_grace_s", "_closed", "_cores", "_cpu_s", "_desk", "_emptied", "_generation",
         "_last_failure", "_lookout", "_loop", "_output", "_pending", "_place", "_processor",
-        "_progress", "_run_s", "_running", "_sandbox", "_sandboxes", "_step_due", "_tally",
-        "_tasks", "_timeout_s", "_waiting_for_template", "_wakeup", "_wakeup_due", "_watch",
-        "_watch_due", "_woken", "memory_mb", "pool", "revision", "template_mb", "worker_id",
+        "_progress", "_replies", "_run_s", "_running", "_sandbox", "_sandboxes", "_step_due",
+        "_tally", "_tasks", "_timeout_s", "_waiting_for_template", "_wakeup", "_wakeup_due",
+        "_watch", "_watch_due", "_woken", "memory_mb", "pool", "revision", "template_mb",
+        "worker_id",
     )  # fmt: skip
 
     def __init__(
