@@ -164,6 +164,13 @@ class PoolStatistics:
 class Pool:
     """Not thread-safe; owned by the event loop of the worker."""
 
+    __slots__ = (
+        "_displaced", "_failed_until", "_failures", "_hold_template", "_instances", "_limits",
+        "_next_instance", "_queue", "_retired", "_sandbox", "_sandbox_kind", "_sandbox_ready_at",
+        "_session_of", "_sessions", "_start_s", "_stuck", "_times", "_used_at", "_useless",
+        "_where", "at_once", "keep_alive", "may_grow", "min_instances", "read_ahead", "run_s",
+    )  # fmt: skip
+
     def __init__(self, limits: PoolLimits, keep_alive: KeepAlive) -> None:
         self._limits = limits
         self.keep_alive = keep_alive

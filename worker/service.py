@@ -76,6 +76,15 @@ def no_progress(_stage: str, _detail: str) -> None:
 class RevisionService:
     """Owned by the event loop; `aclose` ends everything it started."""
 
+    __slots__ = (
+        "_cancel_grace_s", "_closed", "_cores", "_cpu_s", "_desk", "_ejection", "_emptied",
+        "_generation", "_last_failure", "_lookout", "_loop", "_output", "_pending", "_place",
+        "_processor", "_progress", "_replies", "_run_s", "_running", "_sandbox", "_sandboxes",
+        "_step_due", "_tally", "_tasks", "_timeout_s", "_waiting_for_template", "_wakeup",
+        "_wakeup_due", "_watch", "_watch_due", "_woken", "memory_mb", "pool", "revision",
+        "template_mb", "worker_id",
+    )  # fmt: skip
+
     def __init__(
         self,
         revision: Revision,
@@ -87,6 +96,7 @@ class RevisionService:
         desk: GpuDesk,
         template_keep_alive_s: float,
         cancel_grace_s: float,
+        woken: Callable[[RevisionService], None],
         emptied: Callable[[RevisionService], None],
         cores: int,
         tally: Tally,
@@ -114,6 +124,7 @@ class RevisionService:
         self._desk = desk if needs_gpu(spec.resources) else None
         self._cancel_grace_s = cancel_grace_s
         self._timeout_s = spec.limits.timeout_s
+        self._woken = woken
         self._emptied = emptied
         self._cores = cores
         self._processor = ProcessorUse()
@@ -356,6 +367,7 @@ class RevisionService:
                 case pools.Fork():
                     self._spawn(self._fork(action.instance))
                 case pools.OpenSandbox():
+                    self._woken(self)
                     self._spawn(self._open())
                 case pools.Stop():
                     self._stop(action.instance)
