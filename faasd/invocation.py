@@ -178,7 +178,7 @@ class Revision:
 
 @dataclass(frozen=True, slots=True)
 class FunctionReport:
-    """One revision on one worker, as it is now."""
+    """One revision on one worker, as it is now; `ejected` counts instances ended for failing."""
 
     function: str
     revision: str
@@ -188,6 +188,7 @@ class FunctionReport:
     busy: int
     queued: int
     memory_mb: float
+    ejected: int = 0
 
 
 @dataclass(frozen=True, slots=True)

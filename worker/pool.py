@@ -143,6 +143,7 @@ class _Instance:
     calls: dict[CallId, None] = field(default_factory=dict)
     doubted: set[CallId] = field(default_factory=set)
     dispatched_at: float = 0.0
+    has_sessions: bool = False
 
     def become(self, state: InstanceState) -> None:
         if state not in _LEGAL[self.state]:
@@ -408,6 +409,18 @@ class Pool:
         if instance is not None and instance.state is not InstanceState.STOPPING:
             instance.become(InstanceState.STOPPING)
 
+    def replaceable(self, identity: int) -> bool:
+        """Whether a fork could take the place of an instance, in which no session has its state."""
+        instance = self._instances.get(identity)
+        if instance is None or instance.has_sessions or instance.state is InstanceState.STOPPING:
+            return False
+        return self._sandbox is SandboxState.READY and self._failed_until is None
+
+    @property
+    def newest(self) -> int:
+        """The highest number of any instance so far."""
+        return self._next_instance - 1
+
     def sandbox_closed(self) -> None:
         """The shell gave the sandbox up, which had not failed: another may follow at once."""
         self._sandbox = SandboxState.ABSENT
@@ -581,6 +594,7 @@ class Pool:
             session = self._session_of.pop(call, None)
             if session is not None:
                 self._sessions.served(session, instance)
+                self._instances[instance].has_sessions = True
 
     def _serve_sessions(self, now: float, actions: list[Action]) -> None:
         """Calls that wait for one instance go before all others there."""
