@@ -36,6 +36,11 @@ class Ejection:
     mostly not the case: they cost nothing then.
     """
 
+    __slots__ = (
+        "_base_s", "_cap_s", "_failures", "_fruitless", "_healed", "_hopeless", "_leaving", "_most",
+        "_newest", "_on_trial", "_runs", "_until", "ejections", "watching",
+    )  # fmt: skip
+
     def __init__(
         self, *, failures: int = 5, most: int = 50, base_s: float = 1.0, cap_s: float = 60.0
     ) -> None:
