@@ -39,8 +39,8 @@ class Flying(Protocol):
     deadline: float | None
     number: int
 
-    def send_to(self, member: Member) -> None:
-        """Begin it there. Raises FaasdError."""
+    def send_to(self, member: Member, ticket: int) -> None:
+        """Begin it there; the ticket is for `answered`, `failed` and `refused`. Raises FaasdError."""
         ...
 
     def place_again(self) -> None:
@@ -106,6 +106,15 @@ class Dispatcher:
 
     def place(self, flight: Flying) -> None:
         """Send it to a worker now, or when one has room. Raises FaasdError."""
+        alone = self._workers.alone
+        if alone is not None and not flight.invocation.session:
+            # It knows better than its last report does, and says so if it cannot.
+            try:
+                flight.send_to(alone, 0)
+            except WorkerLost:
+                self._workers.leave(alone)
+            else:
+                return
         while True:
             member = self._where(flight)
             if member is None:
@@ -123,8 +132,8 @@ class Dispatcher:
         known.queue.remove(flight.number)
         return True
 
-    def began(self, member: Member) -> int:
-        """A ticket for what becomes of it; of the only worker nothing is to be learned."""
+    def _ticket(self, member: Member) -> int:
+        """For what becomes of it; of the only worker nothing is to be learned."""
         if self._workers.alone is member:
             return 0
         return self._breakers.began(member.link.worker_id, clock.monotonic())
@@ -133,8 +142,10 @@ class Dispatcher:
         self, flight: Flying, member: Member, ticket: int, kind: StartKind, timings: Timings
     ) -> None:
         """An invocation came back from a worker."""
-        sick = not self._breakers.quiet
-        self._breakers.succeeded(member.link.worker_id, ticket)
+        sick = False
+        if ticket:
+            sick = not self._breakers.quiet
+            self._breakers.succeeded(member.link.worker_id, ticket)
         known = self._revisions.get(flight.revision.key)
         if known is not None:
             known.learn(kind, timings)
@@ -206,7 +217,6 @@ class Dispatcher:
         if flight.invocation.session:
             return self._home(flight)
         if self._workers.alone is not None:
-            # It knows better than its last report does, and says so if it cannot.
             return self._workers.alone
         known = self._known(flight.revision.key)
         if known.waiting and not self._breakers.quiet:
@@ -260,7 +270,7 @@ class Dispatcher:
     def _sent(self, flight: Flying, member: Member) -> bool:
         """Whether it could be sent there. Raises FaasdError."""
         try:
-            flight.send_to(member)
+            flight.send_to(member, self._ticket(member))
         except WorkerLost:
             # Its connection has ended: all that is sent there would fail until that is noticed.
             self._workers.leave(member)

@@ -48,10 +48,24 @@ class Gateway:
         self._store = store
         self._under_way: dict[tuple[str, str], tuple[str, asyncio.Future[StoredResult | None]]] = {}
 
-    def begin(self, invocation: Invocation, receiver: Receiver, *, mode: str = "sync") -> Flight:
-        """Run an invocation on the active revision, for the receiver. Raises FaasdError at once."""
+    def begin(
+        self,
+        invocation: Invocation,
+        receiver: Receiver,
+        *,
+        revision: Revision | None = None,
+        mode: str = "sync",
+    ) -> Flight:
+        """Run an invocation for the receiver. Raises FaasdError at once.
+
+        `revision` is the active one, where it was looked up already.
+        """
         flight = Flight(self, invocation, receiver, mode)
-        flight.take_off()
+        try:
+            flight.place(revision or self.registry.get(invocation.function).active)
+        except FaasdError as error:
+            flight.note(error)
+            raise
         return flight
 
     async def invoke(self, invocation: Invocation, *, mode: str = "sync") -> Reply:
@@ -165,29 +179,25 @@ class Flight:
         remaining = invocation.remaining_s
         self.deadline = None if remaining is None else self._since + remaining
 
-    def take_off(self) -> None:
-        """Have it placed. Raises FaasdError, and then nothing more is heard of it."""
-        try:
-            self.place_again()
-        except FaasdError as error:
-            self._note(error)
-            raise
-
     def place_again(self) -> None:
         """Have it placed on what is active by now. Raises FaasdError."""
-        revision = self.revision = self._registry.get(self.invocation.function).active
+        self.place(self._registry.get(self.invocation.function).active)
+
+    def place(self, revision: Revision) -> None:
+        """Have it placed. Raises FaasdError, and then nothing more is heard of it."""
+        self.revision = revision
         self.invocation.revision = revision.id
         self._dispatcher.place(self)
         if self._member is None:
             self._waited = True
 
-    def send_to(self, member: Member) -> None:
+    def send_to(self, member: Member, ticket: int) -> None:
         """Begin it on a worker. Raises FaasdError."""
         if self._waited and self.deadline is not None:
             self.invocation.remaining_s = self.deadline - clock.monotonic()
         self._member = member
-        self._call = member.begin(self.revision.key)
-        self._ticket = self._dispatcher.began(member)
+        self._call = member.calls.begin(self.revision.key)
+        self._ticket = ticket
         try:
             self._started = member.link.invoke(self.invocation, self)
         except FaasdError as error:
@@ -206,8 +216,7 @@ class Flight:
         if self._waited:
             _count_wait(reply.timings, took_s)
         reply.revision = self.revision.id
-        self._seen.answered(self._mode, "ok", took_s)
-        self._seen.started(reply.start, reply.timings)
+        self._seen.served(self._mode, took_s, reply.start, reply.timings)
         if reply.chunks is not None:
             reply.chunks = _Streamed(reply.chunks, self, reply)
             self._receiver.answered(reply)
@@ -273,7 +282,7 @@ class Flight:
             timings = Timings(*error.extra.get("timings", ()))
             _count_wait(timings, clock.monotonic() - self._since)
             error.extra["timings"] = timings.as_list()
-        self._note(error)
+        self.note(error)
         self._receiver.failed(error)
 
     def _was_replaced(self) -> bool:
@@ -287,7 +296,8 @@ class Flight:
             return False
         return not before and active.id != self.revision.id
 
-    def _note(self, error: FaasdError) -> None:
+    def note(self, error: FaasdError) -> None:
+        """Count the failure."""
         self._seen.answered(self._mode, error.code, clock.monotonic() - self._since)
         _note_failure(self.invocation, error)
 

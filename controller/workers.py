@@ -64,22 +64,20 @@ class Member:
     def slots(self) -> int:
         return max(1, self.link.report().slots)
 
-    def begin(self, key: str) -> int:
-        """An invocation of a revision goes there: its number, for `end`."""
-        return self.calls.begin(key)
-
     def end(self, call: int) -> None:
-        """It came back, or will not."""
-        self.calls.end(call)
-        self._reconcile()
+        """An invocation, by the number that `calls.begin` gave, came back or will not."""
+        load = self.link.load
+        if self.calls.end(call) < load.outstanding or self.calls.others:
+            # Rarely: others have something there, or had.
+            self._reconcile()
 
     def _reconcile(self) -> None:
         """Learn from the last reply or report what others have there."""
         load, calls = self.link.load, self.calls
         if load.outstanding <= calls.own and not calls.others:
-            return  # Nobody else has anything there: the usual case, and this is asked for each reply.
+            return
         if load.seq != calls.heard:
-            self.calls.reconcile(LoadReport(load.seq, load.outstanding, load.running))
+            calls.reconcile(LoadReport(load.seq, load.outstanding, load.running))
 
     def locality(self, key: str) -> Locality:
         """What it has of a revision, by its last report and what was sent there since."""
@@ -102,6 +100,8 @@ class Workers:
         self._least_loaded = LeastOutstanding()
         self._members: dict[str, Member] = {}
         self._up: list[Member] = []
+        self.alone: Member | None = None
+        """The only worker that is up, if it is the only one."""
         self._watcher: Watcher | None = None
         self._revisions: dict[str, Revision] = {}
         self._homes: dict[str, str] = {}
@@ -199,11 +199,6 @@ class Workers:
         return up
 
     @property
-    def alone(self) -> Member | None:
-        """The only worker that is up, if it is the only one."""
-        return self._up[0] if len(self._up) == 1 else None
-
-    @property
     def count(self) -> int:
         """How many are up."""
         return len(self._up)
@@ -244,6 +239,7 @@ class Workers:
         was_up = member in self._up
         member.status = status
         self._up = [m for m in self._members.values() if m.status is WorkerStatus.UP]
+        self.alone = self._up[0] if len(self._up) == 1 else None
         if self._watcher is None:
             return
         if status is WorkerStatus.UP:
@@ -306,6 +302,8 @@ def _with_gpus(
 
 
 def _without_minimum(revision: Revision) -> Revision:
+    if not revision.min_instances:
+        return revision
     return Revision(
         function=revision.function,
         id=revision.id,

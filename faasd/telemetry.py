@@ -73,6 +73,12 @@ class Metrics:
             ["worker", "function", "state"],
             registry=self.registry,
         )
+        self.ejected = Gauge(
+            "faasd_ejected_instances",
+            "Instances ended because they failed call after call",
+            ["worker", "function"],
+            registry=self.registry,
+        )
         self.memory = Gauge(
             "faasd_memory_bytes",
             "Proportional memory (PSS) of a function's processes",
@@ -140,18 +146,26 @@ class FunctionMetrics:
         self.outcomes[key] = self.outcomes.get(key, 0) + 1
         self.latency.add(took_s)
 
-    def started(self, kind: StartKind, timings: Timings) -> None:
+    def served(self, mode: str, took_s: float, kind: StartKind, timings: Timings) -> None:
+        """Answered with a reply of the function's."""
+        key = (mode, "ok")
+        self.outcomes[key] = self.outcomes.get(key, 0) + 1
+        for distribution, value_s in (
+            (self.latency, took_s),
+            (self.queue, timings.queue / 1000),
+            (self.exec, timings.exec / 1000),
+        ):
+            # As `add`: a call each would cost as much as the rest.
+            distribution.counts[bisect_left(_BUCKETS, value_s)] += 1
+            distribution.total += value_s
         if kind is StartKind.WARM:
             self.warm += 1
-        else:
-            self.starts[kind] = self.starts.get(kind, 0) + 1
-        self.queue.add(timings.queue / 1000)
-        self.exec.add(timings.exec / 1000)
-        if kind is not StartKind.WARM:
-            for phase in ("sandbox", "libs", "load"):
-                took_ms = getattr(timings, phase)
-                if took_ms:
-                    self._observe(phase, took_ms)
+            return
+        self.starts[kind] = self.starts.get(kind, 0) + 1
+        for phase in ("sandbox", "libs", "load"):
+            took_ms = getattr(timings, phase)
+            if took_ms:
+                self._observe(phase, took_ms)
 
     def _observe(self, phase: str, took_ms: float) -> None:
         distribution = self.phases.get(phase)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from faasd.errors import FaasdError
 from faasd.invocation import Invocation, Receiver, Reply, StartKind, Timings
 from faasd.spool import Body, Spool
-from worker.sandbox import Exit, Instance, Span
+from worker.sandbox import Exit, Instance, Meta, Span
 
 _WINDOW_BYTES = 1 << 20
 
@@ -108,20 +108,17 @@ class Pending:
             self.told = True
             self.owner.abandoned(self)
 
-    def meta(self, now: float) -> dict[str, Any]:
+    def meta(self, now: float) -> Meta:
         """What its instance is told besides the body."""
         invocation = self.invocation
-        meta: dict[str, Any] = {
-            "request_id": invocation.id,
-            "content_type": invocation.content_type,
-            "headers": invocation.headers,
-            "attempt": invocation.attempt,
-        }
-        if self.deadline is not None:
-            meta["remaining_s"] = self.deadline - now
-        if invocation.events:
-            meta["events"] = True
-        return meta
+        return (
+            invocation.id,
+            invocation.content_type,
+            invocation.headers,
+            invocation.attempt,
+            None if self.deadline is None else self.deadline - now,
+            invocation.events,
+        )
 
 
 class Owner(Protocol):
@@ -170,6 +167,7 @@ class Running:
     """An instance and what it is doing; receives its events.
 
     `why_killed` is the fate of the one call that it was killed for, `fault` that of all its calls.
+    An `ejected` one finishes what it has, and is ended then.
     """
 
     owner: Owner
@@ -184,6 +182,7 @@ class Running:
     fault: FaasdError | None = None
     private_mb: float = 0.0
     printed: bool = False
+    ejected: bool = False
 
     def on_result(
         self,
@@ -201,8 +200,6 @@ class Running:
         # instance and answers the call with that.
         _check_head(status, content_type, headers)
         _check_cost(exec_ms)
-        if not isinstance(body, bytes | Spool):
-            raise TypeError("a body is bytes")
         reply = Reply(
             status,
             content_type,
@@ -211,10 +208,12 @@ class Running:
             self.owner.timings(pending, exec_ms),
             self.owner.worker_id,
         )
-        if isinstance(body, bytes):
+        if type(body) is bytes:
             reply.body = body
-        else:
+        elif isinstance(body, Spool):
             reply.chunks, reply.length = body.chunks(), len(body)
+        else:
+            raise TypeError("a body is bytes")
         del self.calls[call]
         took_s = None if self.printed else exec_ms / 1000
         self.printed = False
@@ -283,6 +282,11 @@ def _check_head(status: Any, content_type: Any, headers: Any) -> None:
         raise TypeError("a reply has a status, a content type and headers")
     if not 200 <= status <= 599:
         raise ValueError("a status lies between 200 and 599")
+    if headers:
+        _check_headers(headers)
+
+
+def _check_headers(headers: dict[Any, Any]) -> None:
     for name, value in headers.items():
         if type(name) is not str or type(value) is not str:
             raise TypeError("headers are text")

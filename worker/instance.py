@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import select
 import signal
 import socket
 import struct
@@ -16,12 +17,13 @@ from typing import Any
 
 import msgpack
 
+from faasd import clock
 from faasd.errors import FaasdError
 from faasd.framing import packed
 from faasd.spool import Body, Spool, whole
 from worker.control import describe_status
 from worker.output import OutputPipe
-from worker.sandbox import Call, Exit, InstanceEvents
+from worker.sandbox import Call, Exit, InstanceEvents, Meta
 
 MAX_FRAME = 1 << 30
 _LENGTH = struct.Struct(">I")
@@ -37,6 +39,8 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _room = memoryview(bytearray(_READ))
 _GO = _LENGTH.pack(len(packed(["go"]))) + packed(["go"])
 _MARK = packed(["mark"])
+# For frames that are never large, so that its buffer never is.
+_pack = msgpack.Packer().pack
 # Frames are joined into one write up to this size, and read so many times before others get a turn.
 _SMALL = 65_536
 _MOST_SPARE = 16 << 20
@@ -90,6 +94,8 @@ class InstanceLink:
         self._why: FaasdError | None = None
         self._requests: dict[int, str] = {}
         self._mark = -1
+        self._poll: select.poll | None = None
+        self._touched = False
         self._files: dict[int, int] = {}
         self._spare: list[tuple[int, int]] = []
         self._spare_until: asyncio.TimerHandle | None = None
@@ -125,8 +131,7 @@ class InstanceLink:
     def call(self, calls: Sequence[Call]) -> None:
         if self._sock is None or self._lost:
             return
-        single = len(calls) == 1
-        if single and not self._tags:
+        if len(calls) == 1 and not self._tags:
             self._call_one(calls[0])
             return
         if not self._tags and any(len(body) >= LARGE for _call, _meta, body in calls):
@@ -134,36 +139,30 @@ class InstanceLink:
         else:
             self._send(packed(["call", [(call, meta, whole(body)) for call, meta, body in calls]]))
         for call, meta, _body in calls:
-            request = meta.get("request_id", "")
+            request = meta[0]
             if self._tags:
                 for pipe in self.pipes:
                     pipe.expect(request)
-            elif not self._requests:
-                for pipe in self.pipes:
-                    pipe.switch("")
             self._requests[call] = request if self._tags else ""
 
     def _call_one(self, call: Call) -> None:
         identity, meta, body = call
-        idle = not self._requests
         if len(body) >= LARGE:
             self._call_beside((call,))
-        elif idle and not self._outgoing:
-            # There is nothing that this could be joined with.
-            frame = packed(("call", (call,)))
-            self._outgoing.append((_LENGTH.pack(len(frame)) + frame, ()))
-            self._flush()
         else:
-            self._send(packed(("call", (call,))))
-        request = meta["request_id"]
-        if idle:
-            for pipe in self.pipes:
-                pipe.switch(request)
-        self._requests[identity] = request
+            frame = _pack(("call", (call,)))
+            self._outgoing.append((_LENGTH.pack(len(frame)) + frame, ()))
+            if not self._requests and len(self._outgoing) == 1:
+                # There is nothing that this could be joined with.
+                self._flush()
+            elif not self._flush_due:
+                self._flush_due = True
+                self._loop.call_soon(self._flush)
+        self._requests[identity] = meta[0]
 
     def _call_beside(self, calls: Sequence[Call]) -> None:
         """Send calls with their large bodies as files in memory, as far as one message can hold."""
-        slim: list[tuple[int, dict[str, Any], bytes | int]] = []
+        slim: list[tuple[int, Meta, bytes | int]] = []
         fds: list[int] = []
         for call, meta, body in calls:
             if len(body) >= LARGE and len(fds) < _MAX_FDS and self._put_into_file(call, body):
@@ -318,6 +317,23 @@ class InstanceLink:
         """Take what it has said by now, before what it printed: that may be a later call's."""
         if self._sock is not None and not self._paused:
             self._readable()
+        self._name_output()
+
+    def look_out(self, for_s: float) -> bool:
+        if self._sock is None or self._paused:
+            return False
+        poll = self._poll
+        if poll is None:
+            poll = self._poll = select.poll()
+            poll.register(self._sock.fileno(), select.POLLIN)
+        give_up = clock.monotonic() + for_s
+        while not poll.poll(0):
+            if clock.monotonic() > give_up:
+                return False
+            # It may have been given the very processor that this keeps busy.
+            os.sched_yield()
+        self._readable()
+        return True
 
     def _readable(self) -> None:
         self._read()
@@ -469,6 +485,7 @@ class InstanceLink:
         """It waits until what it printed was read. Raises ValueError when it did not."""
         if self._go_due or any(frame is _GO for frame, _ in self._outgoing):
             raise ValueError("it did not wait")
+        self._name_output()
         for pipe in self.pipes:
             pipe.drain()
         self._events.on_printed()
@@ -519,14 +536,20 @@ class InstanceLink:
             for pipe in self.pipes:
                 pipe.settle(request)
             return
-        # What it printed was read already: it says so before its reply, and waits.
-        for following in self._requests.values():
-            request = following
-            break
-        else:
-            request = ""
+        if self._touched:
+            # What it printed was read already: it says so before its reply, and waits.
+            self._touched = False
+            for pipe in self.pipes:
+                pipe.switch("")
+
+    def _name_output(self) -> None:
+        """What is read of its output from here on is of the call that runs."""
+        if self._tags:
+            return
+        self._touched = True
+        request = next(iter(self._requests.values()), "")
         for pipe in self.pipes:
-            pipe.switch(request)
+            pipe.request = request
 
     def _reject(self, fault: str) -> None:
         self._fault = fault

@@ -86,15 +86,16 @@ class OutputPipe:
         self._budget = budget
         self._left = {"": budget}
         self._dropped: Counter[str] = Counter()
-        self._request = ""
         self._partial = b""
-        self._touched = False
+        self.request = ""
+        """Whose output it is that is read from here on; where `touched`, `switch` says so."""
+        self.touched = False
         self.before_reading: Callable[[], None] | None = None
         self._loop = asyncio.get_running_loop()
-        self._fd, self.write_end = os.pipe()
-        os.set_blocking(self._fd, False)
+        self.read_end, self.write_end = os.pipe()
+        os.set_blocking(self.read_end, False)
         self._open = True
-        self._loop.add_reader(self._fd, self._readable)
+        self._loop.add_reader(self.read_end, self._readable)
 
     def handed_over(self) -> None:
         """The write end is the child's alone now."""
@@ -104,12 +105,12 @@ class OutputPipe:
 
     def switch(self, request_id: str) -> None:
         """What is read from here on belongs to `request_id`; see `drain`."""
-        if self._touched:
-            self._touched = False
+        if self.touched:
+            self.touched = False
             self._flush()
-            self._say_dropped(self._request)
+            self._say_dropped(self.request)
             self._left = {}
-        self._request = request_id
+        self.request = request_id
 
     def expect(self, request_id: str) -> None:
         """Lines marked with this request belong to it from now on, beside those of others."""
@@ -140,8 +141,8 @@ class OutputPipe:
         for request in list(self._dropped):
             self._say_dropped(request)
         self._open = False
-        self._loop.remove_reader(self._fd)
-        os.close(self._fd)
+        self._loop.remove_reader(self.read_end)
+        os.close(self.read_end)
         self.handed_over()
 
     def _readable(self) -> None:
@@ -153,7 +154,7 @@ class OutputPipe:
     def _read_once(self) -> bool | None:
         """True when something was read, None when nothing is there, False at the end."""
         try:
-            data = os.read(self._fd, _READ)
+            data = os.read(self.read_end, _READ)
         except BlockingIOError:
             return None if self._open else False
         if not data:
@@ -162,9 +163,9 @@ class OutputPipe:
         return True
 
     def _take(self, data: bytes) -> None:
-        self._touched = True
-        if self._request and self._left.get(self._request, self._budget) <= 0:
-            self._dropped[self._request] += len(data)
+        self.touched = True
+        if self.request and self._left.get(self.request, self._budget) <= 0:
+            self._dropped[self.request] += len(data)
             return
         *lines, rest = (self._partial + data).split(b"\n")
         if len(rest) > LONGEST_LINE:
@@ -176,7 +177,7 @@ class OutputPipe:
 
     def _line(self, raw: bytes) -> None:
         line = raw[:LONGEST_LINE].decode("utf-8", "replace")
-        request = self._request
+        request = self.request
         if line.startswith(_MARK):
             marked, _, line = line[1:].partition(_END_OF_MARK)
             # A function can print a mark too: it counts only for what is running.

@@ -126,9 +126,11 @@ class PoolLimits:
     slo_s: float = 1.0
     weights: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def per_instance(self) -> int:
-        return max(self.concurrency, self.batch)
+    per_instance: int = field(init=False)
+    """Calls that one instance takes on at once."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "per_instance", max(self.concurrency, self.batch))
 
 
 @dataclass(slots=True)
@@ -141,6 +143,7 @@ class _Instance:
     calls: dict[CallId, None] = field(default_factory=dict)
     doubted: set[CallId] = field(default_factory=set)
     dispatched_at: float = 0.0
+    has_sessions: bool = False
 
     def become(self, state: InstanceState) -> None:
         if state not in _LEGAL[self.state]:
@@ -160,6 +163,13 @@ class PoolStatistics:
 
 class Pool:
     """Not thread-safe; owned by the event loop of the worker."""
+
+    __slots__ = (
+        "_displaced", "_failed_until", "_failures", "_hold_template", "_instances", "_limits",
+        "_next_instance", "_queue", "_retired", "_sandbox", "_sandbox_kind", "_sandbox_ready_at",
+        "_session_of", "_sessions", "_start_s", "_stuck", "_times", "_used_at", "_useless",
+        "_where", "at_once", "keep_alive", "may_grow", "min_instances", "read_ahead", "run_s",
+    )  # fmt: skip
 
     def __init__(self, limits: PoolLimits, keep_alive: KeepAlive) -> None:
         self._limits = limits
@@ -206,7 +216,7 @@ class Pool:
             starting=by_state.count(InstanceState.STARTING),
             idle=by_state.count(InstanceState.IDLE),
             busy=by_state.count(InstanceState.BUSY),
-            queued=len(self._queue) + len(self._sessions),
+            queued=self._queue.queued + len(self._sessions.calls),
             running=len(self._where),
         )
 
@@ -222,7 +232,7 @@ class Pool:
     @property
     def waiting(self) -> bool:
         """Whether any call is queued."""
-        return len(self._queue) > 0 or len(self._sessions) > 0
+        return self._queue.queued > 0 or bool(self._sessions.calls)
 
     @property
     def failing(self) -> bool:
@@ -245,7 +255,7 @@ class Pool:
         Raises QueueFull when the queue is at its limit and no instance is free, unless the tenant
         holds less than its share of the queue: another's call is displaced then.
         """
-        queued = len(self._queue) + len(self._sessions)
+        queued = self._queue.queued + len(self._sessions.calls)
         if queued >= self._limits.queue and queued >= self._free_places():
             self._make_room(tenant, priority)
         self.keep_alive.arrived(now)
@@ -263,7 +273,7 @@ class Pool:
         return deadline is not None or not self._stuck or bool(self._displaced)
 
     def _make_room(self, tenant: str, priority: int) -> None:
-        places = max(self._limits.queue, self._free_places()) - len(self._sessions)
+        places = max(self._limits.queue, self._free_places()) - len(self._sessions.calls)
         match self._queue.admit(tenant, priority, places=max(0, places)):
             case queueing.Displace(call):
                 self._queue.remove(call)
@@ -292,15 +302,17 @@ class Pool:
         if instance is None:
             return
         del instance.calls[call]
-        instance.doubted.discard(call)
+        if instance.doubted:
+            instance.doubted.discard(call)
         self._useless = 0
         self._used_at = now
         took = now - instance.dispatched_at if took_s is None else took_s
         self._queue.finished(call, took)
         self._times.observe(took, now)
         self.run_s += took
-        if self.read_ahead is not None:
-            self.read_ahead.ended(took_s)
+        ahead = self.read_ahead
+        if ahead is not None:
+            ahead.ended(took_s)
             instance.dispatched_at = now
         if instance.calls:
             return
@@ -359,7 +371,7 @@ class Pool:
             self.instance_failed(identity, now, final=False)
             return []
         del self._instances[identity]
-        if len(self._sessions):
+        if self._sessions.calls:
             self._free_sessions(identity, now)
         if instance.state is InstanceState.IDLE and not instance.dispatched_at:
             # It ended by itself before it was of any use; the next one may do the same.
@@ -396,6 +408,18 @@ class Pool:
         instance = self._instances.get(identity)
         if instance is not None and instance.state is not InstanceState.STOPPING:
             instance.become(InstanceState.STOPPING)
+
+    def replaceable(self, identity: int) -> bool:
+        """Whether a fork could take the place of an instance, in which no session has its state."""
+        instance = self._instances.get(identity)
+        if instance is None or instance.has_sessions or instance.state is InstanceState.STOPPING:
+            return False
+        return self._sandbox is SandboxState.READY and self._failed_until is None
+
+    @property
+    def newest(self) -> int:
+        """The highest number of any instance so far."""
+        return self._next_instance - 1
 
     def sandbox_closed(self) -> None:
         """The shell gave the sandbox up, which had not failed: another may follow at once."""
@@ -443,24 +467,24 @@ class Pool:
             actions += [Displace(call) for call in self._forgotten(self._displaced)]
             self._displaced = []
         queue = self._queue
-        if len(self._sessions):
+        if self._sessions.calls:
             actions += [Expire(call) for call in self._forgotten(self._sessions.expired(now))]
             self._serve_sessions(now, actions)
-        if len(queue):
+        if queue.queued:
             self._expire(now, actions)
         if self._failed_until is not None:
             actions += self._failed(now)
-        if len(queue):
+        if queue.queued:
             self._dispatch(now, actions)
-            if len(queue):
+            if queue.queued:
                 # There is no room any more, and what must wait may come too late for that.
                 self._expire(now, actions)
-        if len(queue) or self._hold_template or self.min_instances:
+        if queue.queued or self._hold_template or self.min_instances:
             actions += self._grow(now)
-        if len(queue):
+        if queue.queued:
             self._stuck = self._limits.batch == 1 and self._is_full
         else:
-            if not len(self._sessions):
+            if not self._sessions.calls:
                 actions += self._shrink(now)
             self._stuck = False
         return actions
@@ -469,10 +493,10 @@ class Pool:
         """When `decide` has something to do without an event in between, or None."""
         deadline = self._queue.next_deadline()
         if self._stuck and deadline is None and self._failed_until is None:
-            return self._sessions.next_deadline() if len(self._sessions) else None
+            return self._sessions.next_deadline() if self._sessions.calls else None
         times = []
         idle = [i for i in self._instances.values() if i.state is InstanceState.IDLE]
-        if len(self._sessions) and (due := self._sessions.next_deadline()) is not None:
+        if self._sessions.calls and (due := self._sessions.next_deadline()) is not None:
             times.append(due)
         arrived = self._queue.oldest_arrival()
         if arrived is not None:
@@ -483,7 +507,7 @@ class Pool:
                 times.append(arrived + self._limits.batch_wait_s)
             if self._start_s is not None and now - arrived < self._start_s and not self._is_full:
                 times.append(arrived + self._start_s)
-        elif idle and not len(self._sessions) and len(self._live()) > self.min_instances:
+        elif idle and not self._sessions.calls and len(self._live()) > self.min_instances:
             times.append(min(i.idle_since for i in idle) + self.keep_alive.idle_s())
         if self._failed_until is not None and (arrived is not None or self._wants_any()):
             times.append(self._failed_until)
@@ -511,7 +535,7 @@ class Pool:
         if self._limits.batch > 1 or all(i.state not in there for i in self._instances.values()):
             return None
         room = sum(map(self._has_room, self._instances.values()))
-        return self._times.within_s(now) if len(self._queue) > room else None
+        return self._times.within_s(now) if self._queue.queued > room else None
 
     def _failed(self, now: float) -> list[Action]:
         if self._failed_until is None:
@@ -535,19 +559,19 @@ class Pool:
 
     def _dispatch(self, now: float, actions: list[Action]) -> None:
         queue = self._queue
-        while len(queue):
+        while queue.queued:
             instance = self._free_instance()
             if instance is None or self._batch_may_fill(now):
                 return
-            # At least one: what is sent ahead of its turn exceeds the places.
-            room = max(1, self._limits.per_instance - len(instance.calls))
-            calls, kinds = [], []
-            while room > 0 and (call := queue.pop(now)) is not None:
-                room -= 1
+            oldest = queue.oldest_arrival()
+            calls = queue.pop_up_to(self._room(instance), now)
+            if oldest is None or oldest >= instance.ready_at:
+                kinds = (StartKind.WARM,) * len(calls)
+            else:
+                kinds = tuple(self._kind(call, instance) for call in calls)
+            for call in calls:
                 self._where[call] = instance.id
                 instance.calls[call] = None
-                calls.append(call)
-                kinds.append(self._kind(call, instance))
             if instance.state is InstanceState.IDLE:
                 instance.become(InstanceState.BUSY)
                 instance.dispatched_at = now
@@ -555,13 +579,22 @@ class Pool:
                 instance.dispatched_at = now
             if self._session_of:
                 self._note_sessions(calls, instance.id)
-            actions.append(Dispatch(instance.id, tuple(calls), tuple(kinds)))
+            actions.append(Dispatch(instance.id, tuple(calls), kinds))
+
+    def _room(self, instance: _Instance) -> int:
+        """How many calls to send it now: at least one, as what is sent ahead exceeds the places."""
+        held, places = len(instance.calls), self._limits.per_instance
+        if self.read_ahead is not None and len(self._instances) == 1:
+            # There is nobody to share them with.
+            places = max(places, self.read_ahead.depth + 1)
+        return max(1, places - held)
 
     def _note_sessions(self, calls: list[CallId], instance: int) -> None:
         for call in calls:
             session = self._session_of.pop(call, None)
             if session is not None:
                 self._sessions.served(session, instance)
+                self._instances[instance].has_sessions = True
 
     def _serve_sessions(self, now: float, actions: list[Action]) -> None:
         """Calls that wait for one instance go before all others there."""
@@ -586,7 +619,7 @@ class Pool:
         return StartKind.FORK
 
     def _batch_may_fill(self, now: float) -> bool:
-        if self._limits.batch == 1 or len(self._queue) >= self._limits.batch:
+        if self._limits.batch == 1 or self._queue.queued >= self._limits.batch:
             return False
         arrived = self._queue.oldest_arrival()
         return arrived is not None and now < arrived + self._limits.batch_wait_s
@@ -632,7 +665,7 @@ class Pool:
         if exec_s is None:
             return 1.0
         places = self._limits.max_instances * self._limits.per_instance
-        return max(0.1, len(self._queue) * exec_s / places)
+        return max(0.1, self._queue.queued * exec_s / places)
 
     def _wants_any(self) -> bool:
         return not self._retired and (self.min_instances > 0 or self._hold_template)
@@ -688,7 +721,7 @@ class Pool:
         minimum = 0 if self._retired else self.min_instances
         scaling = ConcurrencyScaling(minimum=minimum, maximum=self._most)
         running = sum(self._places_taken(instance) for instance in live)
-        queued = len(self._queue)
+        queued = self._queue.queued
         if queued and self.read_ahead is not None:
             # What is held ahead shows how much too few there are, though it stays where it is.
             queued += sum(len(i.calls) for i in live) - running

@@ -16,7 +16,11 @@ from faasd.spec import FunctionSpec
 from faasd.spool import Body
 from worker.gpus.ledger import GpuLedger
 
-Call = tuple[int, dict[str, Any], Body]
+Meta = tuple[str, str, dict[str, str], int, float | None, bool]
+"""What a handler is told besides its event: the request's id, content type and headers, which
+attempt this is, the seconds to its deadline, whether its caller takes server-sent events.
+"""
+Call = tuple[int, Meta, Body]
 Output = Callable[[str, str, str, str], None]
 Progress = Callable[[str, str], None]
 
@@ -100,6 +104,10 @@ class Instance(Protocol):
     """Whether it says when it has told all that came at once."""
 
     def call(self, calls: Sequence[Call]) -> None: ...
+
+    def look_out(self, for_s: float) -> bool:
+        """Wait for what it says without sleeping, so long at most: whether anything came."""
+        ...
 
     def cancel(self, call: int) -> None:
         """Ask the handler to stop: an exception where it runs. The owner kills it if it does not."""

@@ -46,6 +46,19 @@ def reply_headers(reply: Reply, request_id: str) -> dict[str, str]:
     return headers
 
 
+@functools.lru_cache(maxsize=512)
+def plain_opening(revision: str, content_type: str, worker: str) -> str | None:
+    """How most replies begin, up to the request's id: those of a warm instance without headers of
+    the function's own. None where `reply_headers` is to say what is wrong with it.
+    """
+    if not sendable(content_type):
+        return None
+    return (
+        f"HTTP/1.1 200 OK\r\nfaasd-revision: {revision}\r\nContent-Type: {content_type}\r\n"
+        f"faasd-start: {StartKind.WARM}\r\nfaasd-worker: {worker}\r\nfaasd-request-id: "
+    )
+
+
 def _headers_of_function(reply: Reply) -> dict[str, str]:
     """What the function set, but for what is the platform's to say. Raises UnserialisableResult."""
     chosen = {

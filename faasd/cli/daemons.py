@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from controller.daemon import Controller
@@ -41,14 +41,9 @@ class LocalLink:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-
-    @property
-    def worker_id(self) -> str:
-        return self._node.id
-
-    @property
-    def load(self) -> Load:
-        return self._node.load
+        self.worker_id = node.id
+        self.load: Load = node.load
+        self.invoke: Callable[[Invocation, Receiver], Started] = node.invoke
 
     def report(self) -> WorkerReport:
         return self._node.report()
@@ -61,9 +56,6 @@ class LocalLink:
 
     async def prepare(self, revision: Revision, progress: Progress) -> None:
         await self._node.prepare(revision, progress)
-
-    def invoke(self, invocation: Invocation, receiver: Receiver) -> Started:
-        return self._node.invoke(invocation, receiver)
 
     async def logs(self, function: str, *, tail: int, follow: bool) -> AsyncIterator[LogLine]:
         if follow:

@@ -33,6 +33,11 @@ class ReadAhead:
         self._proof = self.FIRST_PROOF
         self._mean_s = 0.0
 
+    @property
+    def mean_s(self) -> float:
+        """Of the calls that proved short."""
+        return self._mean_s
+
     def __repr__(self) -> str:
         return f"<ReadAhead {self.depth} deep, {self._short} of {self._proof} short calls>"
 

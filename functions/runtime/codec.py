@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
 from .context import Response
@@ -49,10 +50,10 @@ def _json(body: bytes) -> Any:
     if b"\0" not in body[:4] and body[0] < 0x80:
         try:
             text = body.decode()
-            value, end = _decoder.raw_decode(text)
+            value, end = _scan(text, 0)
             if end == len(text):
                 return value
-        except (ValueError, RecursionError):
+        except (ValueError, StopIteration, RecursionError):
             pass
     try:
         return _decoder.decode(body.decode(json.detect_encoding(body), "surrogatepass"))
@@ -119,8 +120,13 @@ def _encode_value(value: Any) -> tuple[str, bytes]:
 
 def _dumps(value: Any) -> str:
     try:
-        return _encoder.encode(value)
-    except (TypeError, ValueError, RecursionError) as error:
+        return _encode(value)
+    except RecursionError:
+        raise BadResult(
+            "The handler returned what cannot be sent as JSON: it contains itself, or is nested too "
+            "deeply."
+        ) from None
+    except (TypeError, ValueError) as error:
         raise BadResult(f"The handler returned what cannot be sent as JSON: {error}.") from None
 
 
@@ -134,7 +140,22 @@ def _plain(value: Any) -> Any:
 
 # Made once: json.loads and json.dumps make one per call when told anything.
 _decoder = json.JSONDecoder(parse_constant=_no_number)
+_scan = _decoder.scan_once  # type: ignore[attr-defined]
 _encoder = json.JSONEncoder(default=_plain, allow_nan=False, separators=(",", ":"))
+
+
+def _encoding() -> Callable[[Any], str]:
+    """What JSONEncoder.encode does, without making anew what it is done with each time."""
+    make = json.encoder.c_make_encoder  # type: ignore[attr-defined]
+    if make is None:
+        return _encoder.encode
+    # Without markers: what contains itself is found by its depth.
+    quote = json.encoder.encode_basestring_ascii
+    chunks = make(None, _plain, quote, None, ":", ",", False, False, False)
+    return lambda value: "".join(chunks(value, 0))
+
+
+_encode = _encoding()
 
 
 def _headers(response: Response) -> dict[str, str]:

@@ -100,9 +100,9 @@ class _Shared:
     def _forget(self, call_id: int, _task: asyncio.Task[None]) -> None:
         self._tasks.pop(call_id, None)
 
-    async def _one(self, call_id: int, meta: dict[str, Any], body: bytes) -> None:
+    async def _one(self, call_id: int, meta: list[Any], body: bytes) -> None:
         started = time.perf_counter()
-        _request.set(meta.get("request_id", ""))
+        _request.set(meta[0])
         try:
             answer = await self._answer(call_id, meta, body, started)
         except asyncio.CancelledError:
@@ -114,9 +114,9 @@ class _Shared:
         await self._write(answer)
 
     async def _answer(
-        self, call_id: int, meta: dict[str, Any], body: bytes, started: float
+        self, call_id: int, meta: list[Any], body: bytes, started: float
     ) -> list[Any]:
-        event = self._function.decode(meta.get("content_type", ""), body)
+        event = self._function.decode(meta[1], body)
         context = Context(self._function.config, self._function.state, meta)
         result = await self._call(event, context)
         if isinstance(result, Streamed):
@@ -152,10 +152,10 @@ class _Shared:
             raise error
         return result
 
-    async def _stream(self, call_id: int, meta: dict[str, Any], items: Any) -> None:
+    async def _stream(self, call_id: int, meta: list[Any], items: Any) -> None:
         announced = False
         async for item in self._items(items):
-            if meta.get("events"):
+            if meta[5]:
                 content_type, chunk = codec.EVENTS, codec.encode_event(item)
             else:
                 content_type, chunk = codec.encode_item(item)
@@ -166,7 +166,7 @@ class _Shared:
             # A generator that awaits nothing would keep its siblings, and its own end, waiting.
             await asyncio.sleep(0)
         if not announced:
-            empty = codec.EVENTS if meta.get("events") else codec.LINES
+            empty = codec.EVENTS if meta[5] else codec.LINES
             await self._write(["start", call_id, 200, empty])
 
     async def _pass_on(self, call_id: int, reply: Streamed) -> None:
@@ -194,7 +194,8 @@ class _Shared:
             items.close()
 
     async def _write(self, message: list[Any]) -> None:
-        process.end_copy_of(self._pid)
+        if os.getpid() != self._pid:
+            process.end_copy()
         self._writer.write(frames.pack(message))
         try:
             await self._writer.drain()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 
@@ -49,22 +49,39 @@ class Streamed:
 class Context:
     """The second argument of a handler, and the only one of load()."""
 
-    def __init__(self, config: dict[str, Any], state: Any, meta: dict[str, Any]) -> None:
+    request_id: str
+    content_type: str
+    headers: dict[str, str]
+    attempt: int
+
+    def __init__(self, config: dict[str, Any], state: Any, meta: Sequence[Any]) -> None:
+        """`meta` is that of a call; see `instance`."""
         self._config = config
-        self._deadline = time.monotonic() + meta["remaining_s"] if "remaining_s" in meta else None
         self.state = state
-        self.function: str = config["function"]
-        self.revision: str = config["revision"]
-        self.cpus: float = config["cpus"]
-        self.artifacts: dict[str, str] = config["artifacts"]
-        self.request_id: str = meta.get("request_id", "")
-        self.content_type: str = meta.get("content_type", "")
-        self.headers: dict[str, str] = meta.get("headers", {})
-        self.attempt: int = meta.get("attempt", 1)
+        self.request_id, self.content_type, self.headers, self.attempt, remaining_s, _ = meta
+        self._deadline = None if remaining_s is None else time.monotonic() + remaining_s
 
     @classmethod
-    def of_template(cls, config: dict[str, Any]) -> Context:
-        return cls(config, None, {})
+    def without_call(cls, config: dict[str, Any], state: Any = None) -> Context:
+        """That of a hook."""
+        return cls(config, state, ("", "", {}, 1, None, False))
+
+    @property
+    def function(self) -> str:
+        return self._config["function"]  # type: ignore[no-any-return]
+
+    @property
+    def revision(self) -> str:
+        return self._config["revision"]  # type: ignore[no-any-return]
+
+    @property
+    def cpus(self) -> float:
+        return self._config["cpus"]  # type: ignore[no-any-return]
+
+    @property
+    def artifacts(self) -> dict[str, str]:
+        """Where each artifact lies, by its name."""
+        return self._config["artifacts"]  # type: ignore[no-any-return]
 
     @property
     def env(self) -> dict[str, str]:

@@ -16,8 +16,9 @@ and back:
     ["printed"]                          output lies in the pipes, or it streamed; it waits for "go"
 
 A body of `frames.LARGE` bytes or more is its size, and a file in memory beside the frame, or the
-one that came with its call. `meta` is {"request_id", "content_type", "headers", "remaining_s",
-"attempt", "events"}; a problem is {"code", "message", "type", "traceback"}.
+one that came with its call. `meta` is [request id, content type, headers, attempt, seconds to the
+deadline or None, whether its caller takes events]; a problem is {"code", "message", "type",
+"traceback"}.
 
 A sync instance may be sent further calls ahead of their turn; it answers in order. SIGUSR1 raises
 InvocationCancelled in the handler, if its call is the one whose number stands in the file that came
@@ -42,7 +43,8 @@ from .function import Function
 
 def main(function: Function, fds: list[int], env: dict[str, str] | None = None) -> None:
     """Never returns. `env` is what this instance has beside the template's environment."""
-    data, stdout, stderr = fds
+    data, stdout, stderr = fds[:3]
+    watch = process.OutputWatch(fds[3] if len(fds) > 3 else None)
     os.environ.update(env or {})
     process.redirect(stdout, stderr)
     link = frames.FrameStream(socket.socket(fileno=data))
@@ -50,7 +52,7 @@ def main(function: Function, fds: list[int], env: dict[str, str] | None = None) 
     try:
         started = time.monotonic()
         _settle(function)
-        serial = Serial(function, link)
+        serial = Serial(function, link, watch)
         link.write(["attached", {"attach_ms": (time.monotonic() - started) * 1000}])
         if function.style == "async":
             concurrent.serve(function, link)
@@ -84,14 +86,17 @@ def _settle(function: Function) -> None:
     if torch is not None:
         torch.default_generator.seed()
         torch.set_num_threads(max(1, round(function.config["cpus"])))
-    function.attach(Context(function.config, function.state, {}))
+    function.attach(Context.without_call(function.config, function.state))
     process.trim_heap()
 
 
 class Serial:
     """One invocation, or one batch of them, at a time; blocks in recv between them."""
 
-    def __init__(self, function: Function, link: frames.FrameStream) -> None:
+    def __init__(
+        self, function: Function, link: frames.FrameStream, watch: process.OutputWatch
+    ) -> None:
+        self._watch = watch
         self._pid = os.getpid()
         self._function = function
         self._link = link
@@ -125,7 +130,7 @@ class Serial:
             if batched:
                 self._batch(calls, started)
             else:
-                self._single(*calls[0], started=started)
+                self._single(calls[0], started)
             while self._files:
                 os.close(self._files.popitem()[1])
 
@@ -151,13 +156,14 @@ class Serial:
             raise InvocationCancelled
 
     def _write(self, message: list[Any], body: bytes | None = None) -> None:
-        """Send a frame; a `body` that is given goes with it, in it or beside it."""
-        process.end_copy_of(self._pid)
+        """Send a frame; a large `body` goes beside it."""
+        if os.getpid() != self._pid:
+            process.end_copy()
         # A frame cut short would garble all that follow, so a cancellation waits for its end.
         self._writing = True
         try:
-            if body is None or len(body) < frames.LARGE:
-                self._link.write(message if body is None else [*message, body])
+            if body is None:
+                self._link.write_packed(frames.pack(message))
             else:
                 self._write_beside(message, body)
         finally:
@@ -188,7 +194,9 @@ class Serial:
             return frames.from_memory(self._files[call_id], body)
         return body  # type: ignore[no-any-return]
 
-    def _single(self, call_id: int, meta: dict[str, Any], body: Any, *, started: float) -> None:
+    def _single(self, call: list[Any], started: float) -> None:
+        call_id, meta, body = call
+        function = self._function
         payload: bytes | None = None
         self._streamed = False
         try:
@@ -198,7 +206,17 @@ class Serial:
                 self._signalled = False
                 if self._is_meant():
                     self._stop()
-            answer, payload = self._answer(call_id, meta, body, started)
+            if type(body) is int:
+                body = self._whole(call_id, body)
+            event = function.decode(meta[1], body)
+            result = function.handler(event, Context(function.config, function.state, meta))
+            if hasattr(result, "__next__"):
+                self._stream(call_id, meta, result)
+                answer = ["end", call_id, _ms_since(started)]
+            else:
+                status, content_type, headers, payload = codec.encode(result)
+                took_ms = (time.perf_counter() - started) * 1000
+                answer = ["result", call_id, status, content_type, headers, took_ms]
             self._running = False
         except frames.Closed:
             raise
@@ -206,6 +224,9 @@ class Serial:
             self._running = False
             answer = ["error", call_id, report.problem(error), _ms_since(started)]
         self._hand_over_output()
+        if payload is not None and len(payload) < frames.LARGE:
+            answer.append(payload)
+            payload = None
         self._write(answer, payload)
 
     def _hand_over_output(self) -> None:
@@ -215,30 +236,18 @@ class Serial:
         before the end of it.
         """
         process.flush_output()
-        if not self._streamed and not process.output_waits():
+        if not (self._streamed or self._watch.waits()):
             return
         self._write(["printed"])
         while (frame := self._link.read()) != ["go"]:
             self._waiting.append(frame)
 
-    def _answer(
-        self, call_id: int, meta: dict[str, Any], body: Any, started: float
-    ) -> tuple[list[Any], bytes | None]:
-        event = self._function.decode(meta.get("content_type", ""), self._whole(call_id, body))
-        context = Context(self._function.config, self._function.state, meta)
-        result = self._function.handler(event, context)
-        if hasattr(result, "__next__"):
-            self._stream(call_id, meta, result)
-            return ["end", call_id, _ms_since(started)], None
-        status, content_type, headers, payload = codec.encode(result)
-        return ["result", call_id, status, content_type, headers, _ms_since(started)], payload
-
-    def _stream(self, call_id: int, meta: dict[str, Any], items: Any) -> None:
+    def _stream(self, call_id: int, meta: list[Any], items: Any) -> None:
         announced = False
         self._streamed = True
         try:
             for item in items:
-                if meta.get("events"):
+                if meta[5]:
                     content_type, chunk = codec.EVENTS, codec.encode_event(item)
                 else:
                     content_type, chunk = codec.encode_item(item)
@@ -252,9 +261,7 @@ class Serial:
             if close is not None:
                 close()
         if not announced:
-            self._write(
-                ["start", call_id, 200, codec.EVENTS if meta.get("events") else codec.LINES]
-            )
+            self._write(["start", call_id, 200, codec.EVENTS if meta[5] else codec.LINES])
 
     def _batch(self, calls: list[list[Any]], started: float) -> None:
         events, contexts, ids = [], [], []
@@ -262,7 +269,7 @@ class Serial:
         for call_id, meta, body in calls:
             try:
                 whole = self._whole(call_id, body)
-                events.append(self._function.decode(meta.get("content_type", ""), whole))
+                events.append(self._function.decode(meta[1], whole))
             except (codec.BadEvent, MemoryError) as error:
                 told = ["error", call_id, report.problem(error), _ms_since(started)]
                 answers.append((told, None))
@@ -275,7 +282,8 @@ class Serial:
 
     def _write_all(self, answers: list[tuple[list[Any], bytes | None]]) -> None:
         """Send the answers of a batch: all small ones in one go, which wakes the worker once."""
-        process.end_copy_of(self._pid)
+        if os.getpid() != self._pid:
+            process.end_copy()
         small = []
         for answer, payload in answers:
             if payload is not None and len(payload) >= frames.LARGE:

@@ -7,10 +7,12 @@ import ctypes
 import fcntl
 import os
 import resource
+import select
 import signal
 import sys
 import termios
 import time
+from collections.abc import Callable
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -126,13 +128,12 @@ def close_all_but(keep: set[int]) -> None:
     os.closerange(low, 65_536)
 
 
-def end_copy_of(pid: int) -> None:
-    """End this process when it is not `pid` but a fork of it that a handler let return.
+def end_copy() -> None:
+    """End this process, which is a fork of an instance that a handler let return.
 
     Two processes that read calls from one socket would each get parts of them.
     """
-    if os.getpid() != pid:
-        os._exit(0)
+    os._exit(0)
 
 
 def flush_output() -> None:
@@ -143,15 +144,35 @@ def flush_output() -> None:
             continue
 
 
-def output_waits() -> bool:
-    """Whether anything lies in the pipes of standard output and error, unread."""
-    for fd in (1, 2):
-        try:
-            if fcntl.ioctl(fd, termios.FIONREAD, _COUNT) != _COUNT:
-                return True
-        except OSError:  # user code may have put anything there, or nothing
-            continue
-    return False
+class OutputWatch:
+    """Tells whether anything lies in the pipes of standard output and error, unread.
+
+    Asked after every call. One look at an epoll object that the worker made, with its ends of the
+    pipes in it, takes a sixth of the time that asking each pipe does.
+    """
+
+    def __init__(self, fd: int | None) -> None:
+        self._poll: Callable[[float], list[tuple[int, int]]] | None = None
+        if fd is not None:
+            os.set_inheritable(fd, False)
+            self._poll = select.epoll.fromfd(fd).poll
+
+    def waits(self) -> bool:
+        if self._poll is not None:
+            try:
+                found = self._poll(0)
+            except (OSError, ValueError):  # user code may have closed it
+                self._poll = None
+            else:
+                return bool(found) and any(event & select.EPOLLIN for _, event in found)
+        return _waits(1) or _waits(2)
+
+
+def _waits(fd: int) -> bool:
+    try:
+        return fcntl.ioctl(fd, termios.FIONREAD, _COUNT) != _COUNT
+    except OSError:  # user code may have put anything there, or nothing
+        return False
 
 
 def gather_pages() -> None:

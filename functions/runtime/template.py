@@ -107,7 +107,7 @@ def _load(config: dict[str, Any]) -> tuple[Function, dict[str, float]]:
     started = time.monotonic()
     function = _CONTRACTS[config["contract"]](config)
     imported = time.monotonic()
-    context = Context.of_template(config)
+    context = Context.without_call(config)
     try:
         function.load(context)
     except BaseException as error:

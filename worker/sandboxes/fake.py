@@ -202,6 +202,10 @@ class FakeInstance:
             self._calls[call] = task
             task.add_done_callback(functools.partial(self._served, call))
 
+    def look_out(self, for_s: float) -> bool:
+        del for_s
+        return False
+
     def cancel(self, call: int) -> None:
         task = self._calls.get(call)
         if task is not None:

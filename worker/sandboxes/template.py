@@ -10,6 +10,7 @@ import abc
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import socket
 from collections.abc import Callable, Iterable, Mapping
@@ -182,8 +183,11 @@ class TemplateSandbox(abc.ABC):
         birth = self._births[link.name] = _Birth(loop.create_future(), link)
         ours, theirs = socket.socketpair()
         try:
-            with theirs:
-                fds = (theirs.fileno(), *(pipe.write_end for pipe in link.pipes))
+            with theirs, select.epoll() as watch:
+                for pipe in link.pipes:
+                    watch.register(pipe.read_end, select.EPOLLIN)
+                ends = (pipe.write_end for pipe in link.pipes)
+                fds = (theirs.fileno(), *ends, watch.fileno())
                 await self._control.send(["fork", link.name, *([dict(env)] if env else ())], fds)
             for pipe in link.pipes:
                 pipe.handed_over()

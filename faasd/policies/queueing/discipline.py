@@ -17,17 +17,21 @@ class ServiceTimes:
     The first ENOUGH runs are looked at together, without the slowest: a fresh instance's first run
     is often slow in a way that no later one is, and would look like dispersion for long.
 
-    After a pause of PAUSE mean times the next ENOUGH runs are looked at afresh. Calls are dropped
+    After a pause of PAUSE mean times, and of LEAST_PAUSE_S, the next ENOUGH runs are looked at afresh. Calls are dropped
     by what is known here; if it is wrong and nothing runs any more, this is how that is noticed.
     """
 
     SMOOTHING = 0.02
     ENOUGH = 20
     PAUSE = 100.0
+    LEAST_PAUSE_S = 0.1
+
+    __slots__ = ("_first", "_known", "_last", "_mean_s", "_settled", "_variance")
 
     def __init__(self) -> None:
         self._first: list[float] = []
         self._known = False
+        self._settled = False
         self._mean_s = 0.0
         self._variance = 0.0
         self._last = 0.0
@@ -40,13 +44,15 @@ class ServiceTimes:
         """A run that took so long has ended."""
         if self._paused(now):
             self._first = []
+            self._settled = False
         self._last = now
-        if len(self._first) < self.ENOUGH:
+        if self._settled:
+            change = exec_s - self._mean_s
+            part = self.SMOOTHING * change
+            self._mean_s += part
+            self._variance = (1 - self.SMOOTHING) * (self._variance + part * change)
+        else:
             self._look_at_first(exec_s)
-            return
-        change = exec_s - self._mean_s
-        self._mean_s += self.SMOOTHING * change
-        self._variance = (1 - self.SMOOTHING) * (self._variance + self.SMOOTHING * change**2)
 
     @property
     def mean_s(self) -> float | None:
@@ -71,11 +77,13 @@ class ServiceTimes:
         return self._mean_s + deviations * math.sqrt(self._variance)
 
     def _paused(self, now: float) -> bool:
-        return self._known and now - self._last > self.PAUSE * self._mean_s
+        # Between calls of microseconds the least hitch is many of them.
+        gap_s = now - self._last
+        return gap_s > self.LEAST_PAUSE_S and self._known and gap_s > self.PAUSE * self._mean_s
 
     def _look_at_first(self, exec_s: float) -> None:
         self._first.append(exec_s)
-        enough = len(self._first) == self.ENOUGH
+        enough = self._settled = len(self._first) == self.ENOUGH
         if self._known and not enough:
             return
         self._known = enough
@@ -90,6 +98,8 @@ class ProcessorUse:
     SMOOTHING = 0.3
     LEAST_S = 0.1
     COMPUTES = 0.5
+
+    __slots__ = ("_share",)
 
     def __init__(self) -> None:
         self._share: float | None = None

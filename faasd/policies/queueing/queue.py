@@ -21,7 +21,7 @@ from faasd.policies.queueing.call import Call, Kind
 from faasd.policies.queueing.classes import ClassedCalls
 from faasd.policies.queueing.places import Admission, Admit, Refuse
 from faasd.policies.queueing.priorities import HIGHEST, LOWEST
-from faasd.policies.queueing.tenants import smooth
+from faasd.policies.queueing.tenants import SMOOTHING
 
 LEAST_WEIGHT = 1e-3
 
@@ -55,6 +55,11 @@ class CallQueue:
     when a tenant comes to have calls here. Ids are the caller's, and unique while a call lives.
     """
 
+    __slots__ = (
+        "_classes", "_default_slo_s", "_exec_s", "_kind", "_last_deadline", "_number", "_out",
+        "_plain", "_turns", "_weights", "queued",
+    )  # fmt: skip
+
     def __init__(
         self,
         *,
@@ -75,6 +80,8 @@ class CallQueue:
         self._out: dict[int, _Handed] = {}
         self._number = 0
         self._exec_s: float | None = None
+        self.queued = 0
+        """Calls queued; those handed out are not counted."""
 
     def __repr__(self) -> str:
         s = self.statistics()
@@ -85,8 +92,7 @@ class CallQueue:
         )
 
     def __len__(self) -> int:
-        """Calls queued; those handed out are not counted."""
-        return len(self._plain) if self._classes is None else len(self._classes)
+        return self.queued
 
     def push(
         self,
@@ -105,6 +111,7 @@ class CallQueue:
             if in_order and (priority, tenant, slo_s) == self._kind:
                 self._plain[call] = (now, deadline)
                 self._last_deadline = deadline
+                self.queued += 1
                 return
         self._push_other(call, now, deadline, _checked(Kind(priority, tenant, slo_s)))
 
@@ -115,16 +122,25 @@ class CallQueue:
         if not self._plain:
             return None
         call, (arrived, deadline) = self._plain.popitem(last=False)
+        self.queued -= 1
         self._number += 1
         self._out[call] = (self._number, arrived, deadline, self._kind)
         return call
+
+    def pop_up_to(self, most: int, now: float) -> list[int]:
+        """Hand out so many calls, or all there are."""
+        calls: list[int] = []
+        while len(calls) < most and (call := self.pop(now)) is not None:
+            calls.append(call)
+        return calls
 
     def finished(self, call: int, exec_s: float) -> None:
         """A call that was handed out has ended, however; its tenant is charged what it used."""
         handed = self._out.pop(call, None)
         if handed is None:
             return
-        self._exec_s = smooth(self._exec_s, exec_s)
+        before = self._exec_s
+        self._exec_s = exec_s if before is None else before + SMOOTHING * (exec_s - before)
         if self._classes is not None:
             self._classes.charge(call, handed[3], exec_s)
 
@@ -134,13 +150,16 @@ class CallQueue:
         if handed is not None:
             classes = self._classes or self._classify()
             classes.take_back(self._call(call, handed))
+            self.queued += 1
 
     def remove(self, call: int) -> bool:
         """Forget a queued call. False when it is not queued (any more)."""
         if self._classes is None:
-            return self._plain.pop(call, None) is not None
-        removed = self._classes.remove(call)
-        self._simplify()
+            removed = self._plain.pop(call, None) is not None
+        else:
+            removed = self._classes.remove(call)
+            self._simplify()
+        self.queued -= removed
         return removed
 
     def clear(self) -> list[int]:
@@ -151,6 +170,7 @@ class CallQueue:
             self._classes.remove(oldest.id)
         self._plain.clear()
         self._simplify()
+        self.queued = 0
         return calls
 
     def expired(self, now: float, *, exec_s: float | None = None) -> list[Late]:
@@ -220,6 +240,7 @@ class CallQueue:
     def _push_other(self, call: int, now: float, deadline: float | None, kind: Kind) -> None:
         if deadline is not None and math.isnan(deadline):
             raise ValueError("a deadline that is no number has no place in any order")
+        self.queued += 1
         if self._classes is None and not self._plain:
             self._kind = kind
             self._last_deadline = deadline
@@ -235,6 +256,7 @@ class CallQueue:
         call = self._classes.hand_out(now, self._exec_s or 0.0)
         if call is None:
             return None
+        self.queued -= 1
         self._out[call.id] = (call.number, call.arrived, call.deadline, call.kind)
         self._simplify()
         return call.id

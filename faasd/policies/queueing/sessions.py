@@ -25,18 +25,17 @@ class SessionCall:
 class Sessions:
     """Not thread-safe; owned by the event loop of the worker."""
 
+    __slots__ = ("_instances", "_size", "_waiting", "calls")
+
     def __init__(self, *, size: int = 65_536) -> None:
         self._size = size
         self._instances: OrderedDict[str, int] = OrderedDict()
         self._waiting: dict[int, deque[SessionCall]] = {}
-        self._calls: dict[int, int] = {}
-
-    def __len__(self) -> int:
-        """Calls that wait for an instance of their own."""
-        return len(self._calls)
+        self.calls: dict[int, int] = {}
+        """Calls that wait for an instance of their own, and which that is."""
 
     def __repr__(self) -> str:
-        return f"<Sessions {len(self._instances)} known, {len(self._calls)} calls waiting>"
+        return f"<Sessions {len(self._instances)} known, {len(self.calls)} calls waiting>"
 
     def instance(self, session: str) -> int | None:
         """The instance that served the session last, whether or not it is still there."""
@@ -51,7 +50,7 @@ class Sessions:
 
     def wait(self, instance: int, call: SessionCall) -> None:
         self._waiting.setdefault(instance, deque()).append(call)
-        self._calls[call.id] = instance
+        self.calls[call.id] = instance
 
     def next(self, instance: int) -> SessionCall | None:
         """The first call that waits for the instance, which does so no more."""
@@ -61,12 +60,12 @@ class Sessions:
         call = waiting.popleft()
         if not waiting:
             del self._waiting[instance]
-        del self._calls[call.id]
+        del self.calls[call.id]
         return call
 
     def remove(self, call: int) -> bool:
         """Forget a call that waits. False when it does not."""
-        instance = self._calls.pop(call, None)
+        instance = self.calls.pop(call, None)
         if instance is None:
             return False
         kept = deque(one for one in self._waiting[instance] if one.id != call)
@@ -80,7 +79,7 @@ class Sessions:
         """The instance is gone: the calls that waited for it, in order."""
         calls = list(self._waiting.pop(instance, ()))
         for call in calls:
-            del self._calls[call.id]
+            del self.calls[call.id]
         return calls
 
     def expired(self, now: float) -> list[int]:

@@ -7,7 +7,6 @@ other controllers have there.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 
@@ -40,7 +39,7 @@ class Outstanding:
     def __init__(self) -> None:
         self._number = 0
         self._open: dict[int, str] = {}
-        self._per_revision: Counter[str] = Counter()
+        self._per_revision: dict[str, int] = {}
         self._last_seq = 0
         self.others = 0
         self.running = 0
@@ -63,23 +62,30 @@ class Outstanding:
 
     def held(self, revision: str) -> int:
         """Calls of this controller's for one revision."""
-        return self._per_revision[revision]
+        return self._per_revision.get(revision, 0)
 
     def begin(self, revision: str = "") -> int:
         """A call goes out. Its number, in the order in which calls go out."""
-        self._number += 1
-        self._open[self._number] = revision
-        self._per_revision[revision] += 1
-        return self._number
+        self._number = number = self._number + 1
+        self._open[number] = revision
+        held = self._per_revision
+        held[revision] = held.get(revision, 0) + 1
+        return number
 
-    def end(self, call: int) -> None:
-        """It was answered, failed or was cancelled. A call that is not under way is ignored."""
+    def end(self, call: int) -> int:
+        """It was answered, failed or was cancelled. A call that is not under way is ignored.
+
+        How many there are now.
+        """
         revision = self._open.pop(call, None)
-        if revision is None:
-            return
-        self._per_revision[revision] -= 1
-        if not self._per_revision[revision]:
-            del self._per_revision[revision]
+        if revision is not None:
+            held = self._per_revision
+            left = held[revision] - 1
+            if left:
+                held[revision] = left
+            else:
+                del held[revision]
+        return len(self._open)
 
     def reconcile(self, report: LoadReport) -> None:
         """Learn what others have there: what the worker counted, less what it had of ours then.

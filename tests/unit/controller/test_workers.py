@@ -72,7 +72,7 @@ class NearWorker:
 
 @contextlib.contextmanager
 def under_way(member: Member, key: str) -> Iterator[None]:
-    call = member.begin(key)
+    call = member.calls.begin(key)
     yield
     member.end(call)
 

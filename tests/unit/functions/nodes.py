@@ -70,14 +70,14 @@ class Instance:
 
     def send(self, body: bytes, **meta: Any) -> int:
         call = next(self._numbers)
-        given = {"request_id": f"request-{call}", "content_type": "", "headers": {}, **meta}
+        given = _meta(call, **meta)
         self._stream.write(["call", [[call, given, body]]])
         return call
 
     def send_beside(self, fd: int, size: int, **meta: Any) -> int:
         """A call whose body is in a file in memory."""
         call = next(self._numbers)
-        given = {"request_id": f"request-{call}", "content_type": "", "headers": {}, **meta}
+        given = _meta(call, **meta)
         self._stream.write_with(["call", [[call, given, size]]], fd)
         return call
 
@@ -267,3 +267,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _meta(
+    call: int,
+    request_id: str = "",
+    content_type: str = "",
+    headers: dict[str, str] | None = None,
+    attempt: int = 1,
+    remaining_s: float | None = None,
+    events: bool = False,
+) -> list[Any]:
+    """What goes with a call's body; see functions.runtime.instance."""
+    named = request_id or f"request-{call}"
+    return [named, content_type, headers or {}, attempt, remaining_s, events]

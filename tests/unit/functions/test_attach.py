@@ -15,7 +15,7 @@ def attached(state: Any, *, gpus: float, attach: Any = None) -> Any:
     config = {"function": "default/f", "revision": "r1", "cpus": 1, "artifacts": {}, "gpus": gpus}
     function = Function(config, lambda event, _context: event, None, attach)
     function.state = state
-    function.attach(Context(config, state, {}))
+    function.attach(Context.without_call(config, state))
     return function.state
 
 

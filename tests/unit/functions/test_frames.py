@@ -18,9 +18,11 @@ from functions.runtime import frames
 from functions.runtime.frames import Closed, FrameStream, pack
 from worker.control import describe_status
 from worker.instance import InstanceLink
-from worker.sandbox import Exit
+from worker.sandbox import Exit, Meta
 
 Pair = tuple[socket.socket, socket.socket]
+
+_META: Meta = ("r", "", {}, 1, None, False)
 
 
 @pytest.fixture
@@ -99,9 +101,9 @@ async def heard(sock: socket.socket, writing: Any) -> tuple[list[tuple[Any, ...]
 def test_a_frame_comes_back_as_it_was(pair: Pair) -> None:
     one, other = pair
 
-    FrameStream(one).write(["call", [[1, {"request_id": "r"}, b"\x00\xff"]]])
+    FrameStream(one).write(["call", [[1, list(_META), b"\x00\xff"]]])
 
-    assert FrameStream(other).read() == ["call", [[1, {"request_id": "r"}, b"\x00\xff"]]]
+    assert FrameStream(other).read() == ["call", [[1, list(_META), b"\x00\xff"]]]
 
 
 def test_frames_that_arrive_together_are_read_one_by_one(
@@ -246,7 +248,7 @@ def test_an_instance_understands_the_calls_of_the_worker() -> None:
         link = InstanceLink("i1", Seen(), (), tags=True)
         link.connect(ours)
         with theirs, ThreadPoolExecutor(1) as thread:
-            link.call([(7, {"request_id": "r"}, b"body" * 100_000)])
+            link.call([(7, _META, b"body" * 100_000)])
             link.cancel(7)
             stream = FrameStream(theirs)
             found = [await loop.run_in_executor(thread, stream.read) for _ in range(2)]
@@ -254,7 +256,7 @@ def test_an_instance_understands_the_calls_of_the_worker() -> None:
         return found
 
     assert asyncio.run(main()) == [
-        ["call", [[7, {"request_id": "r"}, b"body" * 100_000]]],
+        ["call", [[7, list(_META), b"body" * 100_000]]],
         ["cancel", 7],
     ]
 

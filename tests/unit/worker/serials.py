@@ -13,7 +13,17 @@ from tests.unit.worker.nodes import revision
 from worker.calls import Pending
 from worker.gpus.desk import GpuDesk
 from worker.gpus.ledger import GpuLedger
-from worker.sandbox import Call, Exit, Instance, InstanceEvents, Opened, Output, Placed, Progress
+from worker.sandbox import (
+    Call,
+    Exit,
+    Instance,
+    InstanceEvents,
+    Meta,
+    Opened,
+    Output,
+    Placed,
+    Progress,
+)
 from worker.sandboxes.fake import FakeSandboxes
 from worker.service import RevisionService
 from worker.tally import Tally
@@ -28,7 +38,7 @@ class SerialInstance:
         self.tells_rounds = True
         self.name = name
         self.calls: list[int] = []
-        self.metas: dict[int, dict[str, Any]] = {}
+        self.metas: dict[int, Meta] = {}
         self.told_to_stop: list[int] = []
         self.killed = False
         self.gone = False
@@ -62,6 +72,10 @@ class SerialInstance:
     def end_stream(self, *, exec_ms: float = 0.1) -> None:
         self._events.on_end(self.calls.pop(0), exec_ms)
         self._events.on_caught_up()
+
+    def look_out(self, for_s: float) -> bool:
+        del for_s
+        return False
 
     def cancel(self, call: int) -> None:
         self.told_to_stop.append(call)
@@ -195,11 +209,15 @@ class SerialService:
             desk=GpuDesk(GpuLedger(), idle=list, end=lambda _owners: None),
             template_keep_alive_s=600.0,
             cancel_grace_s=cancel_grace_s,
+            woken=self._note_woken,
             emptied=self._note_emptied,
             cores=2,
             tally=self.tally,
         )
         self._numbers = itertools.count()
+
+    def _note_woken(self, service: RevisionService) -> None:
+        del service
 
     def _note_emptied(self, _service: RevisionService) -> None:
         self.emptied += 1

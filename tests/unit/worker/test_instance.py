@@ -24,10 +24,14 @@ from tests.loops import in_loop, until
 from worker.calls import Pending, Running
 from worker.instance import LARGE, InstanceLink
 from worker.output import OutputPipe
-from worker.sandbox import Exit
+from worker.sandbox import Exit, Meta
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _LARGEST = 64 << 20
+
+
+def meta(request_id: str, headers: dict[str, str] | None = None) -> Meta:
+    return (request_id, "", headers or {}, 1, None, False)
 
 
 @dataclass
@@ -106,7 +110,7 @@ class Played:
         self.lines.append((request, line))
 
     def call(self, *numbers: int, body: Body = b"") -> None:
-        self.link.call([(number, {"request_id": f"r{number}"}, body) for number in numbers])
+        self.link.call([(number, meta(f"r{number}"), body) for number in numbers])
 
     async def read(self) -> list[Any]:
         return await asyncio.get_running_loop().run_in_executor(None, self.stream.read)
@@ -352,7 +356,7 @@ async def test_a_call_that_cannot_be_sent_leaves_nothing_behind() -> None:
         await instance.is_marked()
         for body in (b"", bytes(LARGE)):
             with pytest.raises(ValueError, match="surrogate"):
-                instance.link.call([(1, {"request_id": "r1", "headers": {"a": "\udc80"}}, body)])
+                instance.link.call([(1, meta("r1", {"a": "\udc80"}), body)])
         instance.call(2)
         assert (await instance.read())[1][0][0] == 2
         os.write(instance.pipes[0].write_end, b"of the second\n")

@@ -116,7 +116,7 @@ def test_what_a_dead_instance_had_not_begun_waits_again_before_all_others() -> N
     assert lost == [1]
     assert pool.read_ahead is not None
     sent = 1 + pool.read_ahead.depth
-    assert calls_of(pool.decide(0.0)) == [(call,) for call in range(2, 2 + sent)]
+    assert calls_of(pool.decide(0.0)) == [tuple(range(2, 2 + sent))]
 
 
 def test_a_call_that_was_told_to_stop_is_not_begun_anew_elsewhere() -> None:
