@@ -212,6 +212,10 @@ class Policy(abc.ABC):
         del place, now
         return Why(f"kept by {self.name}")
 
+    def leaving_mb(self, node: int) -> float:
+        """What places that were asked to go hold until they are gone."""
+        return self._leaving_mb[node]
+
     # What subclasses build on
 
     def _act(self, action: Action) -> None:
@@ -320,16 +324,17 @@ class Policy(abc.ABC):
         why: Why,
         *,
         place: int | None = None,
+        host: int | None = None,
     ) -> bool:
         """Load if it may be, and fits into what is free; others are not dropped for it."""
         if node not in self._victims or not self.loads.may_start(function, node, now):
             return False
-        adds_mb = self.book.adds_mb(function, node, level)
+        adds_mb = self.book.adds_mb(function, node, level, hosted=host is not None)
         if place is not None:
             adds_mb -= self.book.private_mb(place)
         if adds_mb > self._free_mb(node):
             return False
-        self._act(self.loads.start(function, node, level, now, why, place=place))
+        self._act(self.loads.start(function, node, level, now, why, place=place, host=host))
         return True
 
     def _saves_s(self, place: int) -> float:

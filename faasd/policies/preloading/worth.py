@@ -183,7 +183,10 @@ class Worth(Ranked):
         """Try what is worth most. What does not come off stands back for others, until a review."""
         failed = []
         for _ in range(TRIES):
-            if not any(self.loads.has_room(node, now) for node in self._victims):
+            rooms = [self.loads.has_room_at(node, now) for node in self._victims]
+            room_at = min(rooms, default=math.inf)
+            if room_at > now:
+                self._look_at = room_at
                 break
             found = self._wanted.pop()
             if found is None:
