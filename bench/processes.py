@@ -92,6 +92,15 @@ def switches(pid: int) -> int:
     return total
 
 
+def waited_s(pid: int) -> float:
+    """How long its threads were ready to run, and had to wait for a processor."""
+    total_ns = 0
+    for stat in PROC.glob(f"{pid}/task/*/schedstat"):
+        with contextlib.suppress(OSError):
+            total_ns += int(stat.read_text().split()[1])
+    return total_ns / 1e9
+
+
 def pss_mb(pid: int) -> float:
     """Its share of all that it has mapped; 0 once it is gone."""
     try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from controller.links import Progress
 from controller.store.port import Store, StoredRevision
@@ -13,7 +14,7 @@ from faasd import archive, clock
 from faasd.blobs import BlobStore
 from faasd.errors import Conflict, DeployFailed, FunctionNotFound, InvalidSpec, NotFound
 from faasd.invocation import ArtifactRef, Revision
-from faasd.spec import FunctionSpec, revision_of
+from faasd.spec import FunctionSpec, compact, revision_of
 from faasd.telemetry import get_logger
 
 log = get_logger("controller.registry")
@@ -58,8 +59,9 @@ class Registry:
         self._code_max_mb = code_max_mb
         self._deploy_timeout_s = deploy_timeout_s
         self._functions: dict[str, Function] = {}
-        # One deploy of a function at a time: activation reads and replaces what is active.
-        self._deploying: dict[str, asyncio.Lock] = {}
+        # One deploy of a function at a time: activation reads and replaces what is active. Whoever
+        # holds a lock, or waits for it, keeps it here.
+        self._deploying: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def open(self) -> None:
         """Take up what is stored."""
@@ -142,7 +144,7 @@ class Registry:
         return Revision(
             function=name,
             id=revision_of(spec, code_sha256, artifacts),
-            spec=spec,
+            spec=compact(spec),
             code_sha256=code_sha256,
             artifacts={
                 artifact: ArtifactRef(sha256, Path(spec.artifacts[artifact]).name)
@@ -183,7 +185,10 @@ class Registry:
         now = clock.wall()
         await self._store.activate(revision, now)
         former = self._functions.get(revision.function)
-        history = await self._store.revisions(revision.function)
+        history = [
+            replace(one, revision=revision) if one.revision.id == revision.id else one
+            for one in await self._store.revisions(revision.function)
+        ]
         function = Function(revision.function, revision, now, history)
         self._show(function)
         if former is not None:

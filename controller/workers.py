@@ -302,6 +302,8 @@ def _with_gpus(
 
 
 def _without_minimum(revision: Revision) -> Revision:
+    if not revision.min_instances:
+        return revision
     return Revision(
         function=revision.function,
         id=revision.id,

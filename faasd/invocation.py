@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from faasd.errors import FaasdError
-from faasd.spec import FunctionSpec, validate_spec
+from faasd.spec import FunctionSpec, compact, validate_spec
 from faasd.spool import Body
 
 PHASES = ("queue", "sandbox", "libs", "load", "exec")
@@ -169,7 +169,7 @@ class Revision:
         return cls(
             function=plain["function"],
             id=plain["id"],
-            spec=validate_spec(plain["spec"]),
+            spec=compact(validate_spec(plain["spec"])),
             code_sha256=plain["code_sha256"],
             artifacts={name: ArtifactRef(**ref) for name, ref in plain["artifacts"].items()},
             min_instances=plain["min_instances"],
@@ -178,7 +178,7 @@ class Revision:
 
 @dataclass(frozen=True, slots=True)
 class FunctionReport:
-    """One revision on one worker, as it is now."""
+    """One revision on one worker, as it is now; `ejected` counts instances ended for failing."""
 
     function: str
     revision: str
@@ -188,6 +188,7 @@ class FunctionReport:
     busy: int
     queued: int
     memory_mb: float
+    ejected: int = 0
 
 
 @dataclass(frozen=True, slots=True)

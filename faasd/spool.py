@@ -35,7 +35,7 @@ class Spool:
         with contextlib.suppress(AttributeError, OSError):
             os.close(self.fd)
 
-    def write(self, piece: bytes | bytearray) -> None:
+    def write(self, piece: bytes | bytearray | memoryview) -> None:
         """Add to its end."""
         view = memoryview(piece)
         while view:
@@ -65,6 +65,39 @@ class Spool:
 
 
 Body = bytes | Spool
+
+
+class Growing:
+    """A body while it comes, whose size is not known: in memory while it is small, then in a file."""
+
+    SMALL = 1 << 20
+
+    __slots__ = ("_held", "_spool")
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+        self._spool: Spool | None = None
+
+    def __len__(self) -> int:
+        return len(self._held) + len(self._spool or b"")
+
+    def add(self, piece: bytes | bytearray | memoryview) -> None:
+        self._held += piece
+        if len(self._held) > (self.SMALL if self._spool is None else PIECE):
+            self._write_out()
+
+    def whole(self) -> Body:
+        """All that came; nothing may be added then."""
+        if self._spool is None:
+            return bytes(self._held)
+        self._write_out()
+        return self._spool
+
+    def _write_out(self) -> None:
+        if self._spool is None:
+            self._spool = Spool()
+        self._spool.write(self._held)
+        self._held = bytearray()
 
 
 def whole(body: Body) -> bytes:

@@ -73,6 +73,12 @@ class Metrics:
             ["worker", "function", "state"],
             registry=self.registry,
         )
+        self.ejected = Gauge(
+            "faasd_ejected_instances",
+            "Instances ended because they failed call after call",
+            ["worker", "function"],
+            registry=self.registry,
+        )
         self.memory = Gauge(
             "faasd_memory_bytes",
             "Proportional memory (PSS) of a function's processes",

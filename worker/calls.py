@@ -167,6 +167,7 @@ class Running:
     """An instance and what it is doing; receives its events.
 
     `why_killed` is the fate of the one call that it was killed for, `fault` that of all its calls.
+    An `ejected` one finishes what it has, and is ended then.
     """
 
     owner: Owner
@@ -181,6 +182,7 @@ class Running:
     fault: FaasdError | None = None
     private_mb: float = 0.0
     printed: bool = False
+    ejected: bool = False
 
     def on_result(
         self,

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from faasd import archive
 from faasd.blobs import BlobStore, link_or_copy
@@ -42,7 +43,7 @@ class RevisionFiles:
         self._blobs = BlobStore(folder / "artifacts")
         self._layers = layers
         self._sources = sources
-        self._placing: dict[str, asyncio.Lock] = {}
+        self._placing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def open(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,6 @@ class RevisionFiles:
         # Out of the way before anything is awaited: the revision may be placed again meanwhile.
         with contextlib.suppress(FileNotFoundError):
             folder.rename(left)
-        self._placing.pop(revision.key, None)
         await asyncio.to_thread(shutil.rmtree, left, ignore_errors=True)
 
     def prune(self, wanted: set[str]) -> None:

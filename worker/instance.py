@@ -330,6 +330,8 @@ class InstanceLink:
         while not poll.poll(0):
             if clock.monotonic() > give_up:
                 return False
+            # It may have been given the very processor that this keeps busy.
+            os.sched_yield()
         self._readable()
         return True
 

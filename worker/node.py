@@ -69,6 +69,8 @@ class Node:
         self._logs = LogBook(settings.log_lines)
         self._services: dict[str, RevisionService] = {}
         self._retiring: set[RevisionService] = set()
+        # All that have a process or a call here are among these: the others are not looked at.
+        self._awake: dict[RevisionService, None] = {}
         self.load = Tally()
         self._inventory = inventory or GpuInventory()
         # Containers share neither the daemon's pipes nor its IPC namespace.
@@ -79,6 +81,8 @@ class Node:
         self._cpus = len(os.sched_getaffinity(0))
         self._budget_mb = settings.memory_budget_mb or 0.0
         self._used_mb = 0.0
+        self._may_grow = True
+        self._zygotes_measured: list[tuple[str, str]] = []
         self._lock: IO[str] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -210,7 +214,7 @@ class Node:
         return self._logs.follow(function, tail)
 
     def report(self) -> WorkerReport:
-        """The node as it is now."""
+        """The node as it is now; of the functions those that have a process or a call here."""
         return WorkerReport(
             id=self.id,
             cpus=self._cpus,
@@ -221,10 +225,13 @@ class Node:
             gpus=self._gpus.report(),
             gpu_fault=self._inventory.fault,
             runtimes=self._sandboxes.runtimes(),
-            functions=[service.report() for service in self._services.values()],
+            functions=[one.report() for one in self._holding() if self._serves(one)],
             starts=self.load.by_kind(),
             sandboxes=self._sandboxes.sandboxes(),
         )
+
+    def _serves(self, service: RevisionService) -> bool:
+        return self._services.get(service.revision.key) is service
 
     def _busy(self) -> bool:
         seen = [s.pool.statistics() for s in (*self._services.values(), *self._retiring)]
@@ -248,7 +255,7 @@ class Node:
         def output(instance: str, request_id: str, stream: str, line: str) -> None:
             self._logs.add(revision.function, revision.id, instance, request_id, stream, line)
 
-        return RevisionService(
+        service = RevisionService(
             revision,
             worker_id=self.id,
             sandboxes=self._sandboxes,
@@ -257,10 +264,16 @@ class Node:
             desk=self._desk,
             template_keep_alive_s=self._settings.template_keep_alive_s,
             cancel_grace_s=self._settings.cancel_grace_s,
+            woken=self._on_woken,
             emptied=self._on_emptied,
             cores=self._cpus,
             tally=self.load,
         )
+        service.set_may_grow(may_grow=self._may_grow)
+        return service
+
+    def _on_woken(self, service: RevisionService) -> None:
+        self._awake[service] = None
 
     def _on_emptied(self, service: RevisionService) -> None:
         if service in self._retiring:
@@ -342,7 +355,11 @@ class Node:
 
     async def _measure(self) -> None:
         """Measure every process, then keep the node within its budget."""
-        seen = {service: service.pids() for service in self._everything()}
+        held = self._holding()
+        zygotes = [(one.name, one.state) for one in self._sandboxes.runtimes()]
+        if not held and zygotes == self._zygotes_measured:
+            return
+        seen = {service: service.pids() for service in held}
         measured = await asyncio.to_thread(self._read_memory, seen)
         total = 0.0
         for service, (template_mb, private, pss, cpu_s) in measured.items():
@@ -350,7 +367,8 @@ class Node:
             service.used_processor(cpu_s)
             total += pss
         self._used_mb = total
-        self._keep_within_budget()
+        self._zygotes_measured = zygotes
+        self._keep_within_budget(held)
 
     def _read_memory(
         self, seen: dict[RevisionService, tuple[list[int], dict[int, list[int]]]]
@@ -368,10 +386,10 @@ class Node:
             measured[service] = (template_mb, private, total, cpu_s)
         return measured
 
-    def _keep_within_budget(self) -> None:
+    def _keep_within_budget(self, held: list[RevisionService]) -> None:
         over = self._used_mb - self._budget_mb
         holders: list[Holder[RevisionService]] = []
-        for service in self._everything():
+        for service in held:
             since, memory_mb = service.idle_holders()
             if since is not None:
                 holders.append(Holder(service, since, memory_mb))
@@ -381,8 +399,15 @@ class Node:
                 "pool.evicted", revision=service.revision.key, memory_mb=round(victim.memory_mb)
             )
             service.evict()
-        for service in self._everything():
-            service.set_may_grow(may_grow=over <= 0)
+        if self._may_grow != (over <= 0):
+            self._may_grow = over <= 0
+            for service in self._everything():
+                service.set_may_grow(may_grow=self._may_grow)
+
+    def _holding(self) -> list[RevisionService]:
+        """Those that have something here, or had when it was measured last."""
+        self._awake = {one: None for one in self._awake if one.memory_mb or not one.pool.empty}
+        return list(self._awake)
 
     def _everything(self) -> list[RevisionService]:
         return [*self._services.values(), *self._retiring]

@@ -143,6 +143,7 @@ class _Instance:
     calls: dict[CallId, None] = field(default_factory=dict)
     doubted: set[CallId] = field(default_factory=set)
     dispatched_at: float = 0.0
+    has_sessions: bool = False
 
     def become(self, state: InstanceState) -> None:
         if state not in _LEGAL[self.state]:
@@ -162,6 +163,13 @@ class PoolStatistics:
 
 class Pool:
     """Not thread-safe; owned by the event loop of the worker."""
+
+    __slots__ = (
+        "_displaced", "_failed_until", "_failures", "_hold_template", "_instances", "_limits",
+        "_next_instance", "_queue", "_retired", "_sandbox", "_sandbox_kind", "_sandbox_ready_at",
+        "_session_of", "_sessions", "_start_s", "_stuck", "_times", "_used_at", "_useless",
+        "_where", "at_once", "keep_alive", "may_grow", "min_instances", "read_ahead", "run_s",
+    )  # fmt: skip
 
     def __init__(self, limits: PoolLimits, keep_alive: KeepAlive) -> None:
         self._limits = limits
@@ -401,6 +409,18 @@ class Pool:
         if instance is not None and instance.state is not InstanceState.STOPPING:
             instance.become(InstanceState.STOPPING)
 
+    def replaceable(self, identity: int) -> bool:
+        """Whether a fork could take the place of an instance, in which no session has its state."""
+        instance = self._instances.get(identity)
+        if instance is None or instance.has_sessions or instance.state is InstanceState.STOPPING:
+            return False
+        return self._sandbox is SandboxState.READY and self._failed_until is None
+
+    @property
+    def newest(self) -> int:
+        """The highest number of any instance so far."""
+        return self._next_instance - 1
+
     def sandbox_closed(self) -> None:
         """The shell gave the sandbox up, which had not failed: another may follow at once."""
         self._sandbox = SandboxState.ABSENT
@@ -574,6 +594,7 @@ class Pool:
             session = self._session_of.pop(call, None)
             if session is not None:
                 self._sessions.served(session, instance)
+                self._instances[instance].has_sessions = True
 
     def _serve_sessions(self, now: float, actions: list[Action]) -> None:
         """Calls that wait for one instance go before all others there."""

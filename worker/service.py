@@ -40,6 +40,7 @@ from faasd.invocation import (
     StartKind,
     Timings,
 )
+from faasd.policies.ejection import Ejection
 from faasd.policies.keepalive import keep_alive
 from faasd.policies.lookout import Lookout
 from faasd.policies.placement import Placement, Refusal
@@ -63,6 +64,8 @@ _generations = itertools.count(1)
 _LEAST_LOOK_S = 0.1
 # Of functions that name none: what calls of other SLOs are weighed against.
 _USUAL_SLO_MS = 1000.0
+# Errors that may be the instance's; others are the caller's, or the same in every instance.
+_OF_THE_CODE = {"handler_error", "out_of_memory"}
 _REMEDIES = {"bad_request": "Send a body that is what its Content-Type says."}
 
 
@@ -72,6 +75,15 @@ def no_progress(_stage: str, _detail: str) -> None:
 
 class RevisionService:
     """Owned by the event loop; `aclose` ends everything it started."""
+
+    __slots__ = (
+        "_cancel_grace_s", "_closed", "_cores", "_cpu_s", "_desk", "_ejection", "_emptied",
+        "_generation", "_last_failure", "_lookout", "_loop", "_output", "_pending", "_place",
+        "_processor", "_progress", "_replies", "_run_s", "_running", "_sandbox", "_sandboxes",
+        "_step_due", "_tally", "_tasks", "_timeout_s", "_waiting_for_template", "_wakeup",
+        "_wakeup_due", "_watch", "_watch_due", "_woken", "memory_mb", "pool", "revision",
+        "template_mb", "worker_id",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -84,6 +96,7 @@ class RevisionService:
         desk: GpuDesk,
         template_keep_alive_s: float,
         cancel_grace_s: float,
+        woken: Callable[[RevisionService], None],
         emptied: Callable[[RevisionService], None],
         cores: int,
         tally: Tally,
@@ -111,6 +124,7 @@ class RevisionService:
         self._desk = desk if needs_gpu(spec.resources) else None
         self._cancel_grace_s = cancel_grace_s
         self._timeout_s = spec.limits.timeout_s
+        self._woken = woken
         self._emptied = emptied
         self._cores = cores
         self._processor = ProcessorUse()
@@ -118,6 +132,7 @@ class RevisionService:
         self._cpu_s: dict[int, float] = {}
         self._run_s = 0.0
         self._tally = tally
+        self._ejection = Ejection()
         self._sandbox: Sandbox | None = None
         self._generation = 0
         self._running: dict[int, Running] = {}
@@ -131,6 +146,7 @@ class RevisionService:
         self._watch: asyncio.TimerHandle | None = None
         self._watch_due = math.inf
         self._step_due = False
+        self._replies: list[tuple[Pending, Reply]] = []
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self.template_mb = 0.0
@@ -215,6 +231,7 @@ class RevisionService:
             busy=seen.busy,
             queued=seen.queued,
             memory_mb=round(self.memory_mb, 1),
+            ejected=self._ejection.ejections,
         )
 
     def pids(self) -> tuple[list[int], dict[int, list[int]]]:
@@ -350,6 +367,7 @@ class RevisionService:
                 case pools.Fork():
                     self._spawn(self._fork(action.instance))
                 case pools.OpenSandbox():
+                    self._woken(self)
                     self._spawn(self._open())
                 case pools.Stop():
                     self._stop(action.instance)
@@ -762,10 +780,17 @@ class RevisionService:
         self._forget(pending)
         if pending.stream is not None:
             pending.stream.end()
-        elif reply is not None and not pending.told:
-            pending.told = True
-            pending.receiver.answered(reply)
+        elif reply is not None:
+            running = pending.instance
+            if self.pool.waiting and running and running.handle and running.handle.tells_rounds:
+                # The instance has nothing to do until it gets more; who waits for this, waits
+                # for the others of its round anyway.
+                self._replies.append((pending, reply))
+            else:
+                pending.answer(reply)
         self._finished(pending, took_s)
+        if self._ejection.watching:
+            self._judge(pending, None)
 
     def failed(self, pending: Pending, error: FaasdError, *, exec_ms: float) -> None:
         """A call ended in an error that the instance survived."""
@@ -773,6 +798,32 @@ class RevisionService:
         self._note_cost(pending, error, exec_ms)
         pending.fail(error)
         self._finished(pending, exec_ms / 1000)
+        self._judge(pending, error)
+
+    def _judge(self, pending: Pending, error: FaasdError | None) -> None:
+        """What the end of a call says about its instance."""
+        running = pending.instance
+        if running is None:
+            return
+        if error is None:
+            self._ejection.succeeded(running.number)
+        elif error.code in _OF_THE_CODE and pending.stop_reason is None:
+            self._ailing(running, pending)
+        if running.ejected and not running.calls:
+            self._stop(running.number)
+
+    def _ailing(self, running: Running, pending: Pending) -> None:
+        """The function's code failed; an instance where it does so always is to be replaced."""
+        if self.revision.spec.relayed:
+            return  # What failed is a program beside the instance, and no fork replaces that.
+        now, number = clock.monotonic(), running.number
+        if not self._ejection.failed(number, pending.dispatched, now):
+            return
+        if self.pool.replaceable(number):
+            log.warning("instance.ejected", revision=self.revision.key, instance=running.name)
+            self._ejection.ejected(number, self.pool.newest, now)
+            self.pool.stopping(number)
+            running.ejected = True
 
     def _finished(self, pending: Pending, took_s: float | None) -> None:
         now = clock.monotonic()
@@ -800,6 +851,13 @@ class RevisionService:
         if self._step_due:
             self._step_due = False
             self._step()
+        if self._replies:
+            replies, self._replies = self._replies, []
+            for pending, reply in replies:
+                try:
+                    pending.answer(reply)
+                except Exception:  # the boundary of an invocation: others wait for their replies
+                    log.exception("invocation.receiver_failed")
 
     def instance_lost(self, running: Running) -> None:
         """Nothing more is to be sent there: it would be lost too."""
@@ -813,6 +871,7 @@ class RevisionService:
             self._fork_failed(running, running.fault)
             return
         self._running.pop(running.number, None)
+        self._ejection.gone(running.number)
         lost = self.pool.instance_gone(running.number, clock.monotonic())
         alone = len(lost) == 1
         for identity in lost:

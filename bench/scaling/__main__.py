@@ -2,11 +2,13 @@
 
 functions   CPU per request with one and with many functions deployed, few and many idle
             connections; memory and wake-ups of functions that nobody calls
+idle        controller and worker each for itself, with so many functions and with twice as many:
+            memory, wake-ups and CPU of functions that nobody calls
 workers     throughput of a function that waits 20 ms, on several workers against one
 soak        only with --soak: the peak, 90 %, 70 % for so many seconds, 300 % for a sixth of
-            that; in the place of the other two
+            that; in the place of the others
 
-python -m bench.scaling [--functions 1000] [--rounds 3] [--parts functions,workers]
+python -m bench.scaling [--functions 1000] [--rounds 3] [--parts functions,idle,workers]
 python -m bench.scaling --soak 600
 """
 
@@ -19,9 +21,9 @@ from typing import Any
 from bench import wrk
 from bench.daemons import leave_on_sigterm, scratch
 from bench.measure import result
-from bench.scaling import functions, soak, workers
+from bench.scaling import functions, idle, soak, workers
 
-PARTS = ("functions", "workers")
+PARTS = ("functions", "idle", "workers")
 
 
 def main() -> None:
@@ -63,6 +65,11 @@ def _parts(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             seconds=options.seconds,
         )
         figures["functions"] = functions.measure(place, asked)
+    if "idle" in options.parts.split(","):
+        place = folder / "idle"
+        place.mkdir()
+        source = functions.write_function(place, functions.ECHO)
+        figures["idle"] = idle.measure(place, source, functions=options.functions)
     if "workers" in options.parts.split(","):
         place = folder / "workers"
         place.mkdir()

@@ -1,6 +1,7 @@
 """Load that does not wait for answers: a Poisson process of one rate, as a program of its own.
 
-Latencies count from when a request was due. `python -m bench.scaling.openloop URL RATE SECONDS`
+Latencies count from when a request was due. What of them is the server's is told for refusals, which
+take so little that much of it is the sender's own: it shares the processors, and may be late. `python -m bench.scaling.openloop URL RATE SECONDS`
 prints what became of the requests, in JSON.
 """
 
@@ -10,15 +11,15 @@ import asyncio
 import json
 import sys
 import time
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from random import Random
 
-import aiohttp
 import uvloop
 
-from loadgen.client import open_session
+from bench.scaling.stamped import Poster
 from loadgen.replay import Replay
 from loadgen.results import CLIENT_TIMEOUT, CONNECTION_ERROR, Recorder, Reply, percentile
 
@@ -38,6 +39,7 @@ class Outcome:
     refused: int
     refused_p50_ms: float
     refused_p99_ms: float
+    refused_server_p99_ms: float
     without_retry_after: int
     failed: dict[str, int]
     lag_p99_ms: float
@@ -58,40 +60,40 @@ def poisson(rate: float, seconds: float, seed: int = 0) -> Iterator[tuple[float,
 
 
 class Sender:
-    """Posts the same to one address; refusals without a Retry-After are counted."""
+    """Posts the same to one address; of refusals it notes what they took, and what they lack."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+    def __init__(self, poster: Poster) -> None:
+        self.refused_server_ms: array[float] = array("d")
         self.without_retry_after = 0
-        self._session = session
-        self._url = url
+        self._poster = poster
 
     async def send(self, target: int) -> Reply:  # noqa: ARG002
         try:
-            async with self._session.post(
-                self._url, data=b"{}", headers={"Content-Type": "application/json"}
-            ) as response:
-                await response.read()
+            async with asyncio.timeout(TIMEOUT_S):
+                answer = await self._poster.post()
         except TimeoutError:
             return Reply(CLIENT_TIMEOUT)
-        except (aiohttp.ClientError, OSError):
+        except OSError:
             return Reply(CONNECTION_ERROR)
-        if response.status == 429:
-            self.without_retry_after += "Retry-After" not in response.headers
-            return Reply(REFUSED, response.status)
-        return Reply("" if response.ok else f"http_{response.status}", response.status)
+        if answer.status == 429:
+            self.without_retry_after += not answer.retry_after
+            self.refused_server_ms.append(answer.server_ms)
+            return Reply(REFUSED, answer.status)
+        return Reply("" if answer.status < 400 else f"http_{answer.status}", answer.status)
 
 
 async def run(url: str, rate: float, seconds: float) -> Outcome:
-    async with open_session(timeout_s=TIMEOUT_S, api_key=None) as session:
-        sender = Sender(session, url)
-        replay = Replay(
-            arrivals=poisson(rate, seconds), targets=[0], sender=sender, clock=time.monotonic
-        )
-        await replay.run()
-    return outcome(replay.record, seconds, sender.without_retry_after)
+    poster = Poster(url, b"{}", content_type="application/json")
+    sender = Sender(poster)
+    replay = Replay(
+        arrivals=poisson(rate, seconds), targets=[0], sender=sender, clock=time.monotonic
+    )
+    await replay.run()
+    poster.close()
+    return outcome(replay.record, seconds, sender)
 
 
-def outcome(record: Recorder, seconds: float, without_retry_after: int) -> Outcome:
+def outcome(record: Recorder, seconds: float, sender: Sender) -> Outcome:
     rows = range(len(record))
     accepted = sorted(record.latency_ms(row) for row in rows if not record.code[row])
     refused = sorted(record.latency_ms(row) for row in rows if record.code[row] == REFUSED)
@@ -105,7 +107,8 @@ def outcome(record: Recorder, seconds: float, without_retry_after: int) -> Outco
         refused=len(refused),
         refused_p50_ms=_percentile(refused, 50),
         refused_p99_ms=_percentile(refused, 99),
-        without_retry_after=without_retry_after,
+        refused_server_p99_ms=_percentile(sorted(sender.refused_server_ms), 99),
+        without_retry_after=sender.without_retry_after,
         failed=dict(failed),
         lag_p99_ms=_percentile(sorted(map(record.lag_ms, rows)), 99),
     )

@@ -70,6 +70,17 @@ class Samples:
         return Samples(self.times_s[skip:], self.daemon_mb[skip:], self.all_mb[skip:])
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One load. `waited` is for which part of the time the daemon was ready and had no processor:
+    where that is much, latencies tell of the machine.
+    """
+
+    outcome: Outcome
+    samples: Samples
+    waited: float
+
+
 def measure(folder: Path, source: Path, *, seconds: float, work_ms: float) -> dict[str, Any]:
     """Prints its tables; the figures for the RESULT line."""
     short_s = seconds / 6
@@ -85,11 +96,12 @@ def measure(folder: Path, source: Path, *, seconds: float, work_ms: float) -> di
         _peak(url, 2.0)
         peak = _peak(url, min(max(short_s, 1.0), LONGEST_PEAK_S))
         print(f"peak: {peak:,.0f} requests/s ({INSTANCES} instances, {work_ms:g} ms of work)")
-        high, _ = _send(server, url, 0.9 * peak, short_s)
-        steady, samples = _send(server, url, 0.7 * peak, seconds)
-        over, _ = _send(server, url, 3.0 * peak, short_s)
+        high = _send(server, url, 0.9 * peak, short_s)
+        steady = _send(server, url, 0.7 * peak, seconds)
+        over = _send(server, url, 3.0 * peak, short_s)
     _print({"90 %": high, "70 %": steady, "300 %": over}, peak)
-    return _overload(peak, high, over) | _memory(samples) | {"peak": peak, "failed": steady.failed}
+    figures = _overload(peak, high.outcome, over.outcome) | _memory(steady.samples)
+    return figures | {"peak": peak, "failed": steady.outcome.failed, "waited_at_300": over.waited}
 
 
 def _peak(url: str, seconds: float) -> float:
@@ -103,13 +115,14 @@ def _peak(url: str, seconds: float) -> float:
     return load.rate
 
 
-def _send(server: Server, url: str, rate: float, seconds: float) -> tuple[Outcome, Samples]:
+def _send(server: Server, url: str, rate: float, seconds: float) -> Sent:
     """One load by a process of its own; memory is sampled meanwhile."""
     print(f"{rate:,.0f} requests/s for {seconds:.0f} s", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "bench.scaling.openloop", url, str(rate), str(seconds)]
     samples = Samples([], [], [])
     started = time.monotonic()
     daemon = server.tree.roots[0].pid
+    waited_s = -processes.waited_s(daemon)
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as sender:
         while True:
             try:
@@ -124,13 +137,15 @@ def _send(server: Server, url: str, rate: float, seconds: float) -> tuple[Outcom
                 raise
     if sender.returncode != 0:
         sys.exit("the sender of the load failed")
-    return Outcome(**json.loads(out)), samples
+    waited_s += processes.waited_s(daemon)
+    return Sent(Outcome(**json.loads(out)), samples, waited_s / (time.monotonic() - started))
 
 
-def _print(loads: dict[str, Outcome], peak: float) -> None:
+def _print(loads: dict[str, Sent], peak: float) -> None:
     header = [
         *("load", "sent/s", "answered/s", "of the peak", "p50 ms", "p99 ms"),
-        *("refused/s", "p50 ms", "p99 ms", "failed", "send lag p99 ms"),
+        *("refused/s", "p50 ms", "p99 ms", "p99 at the server", "failed", "send lag p99 ms"),
+        "daemon waited for a processor",
     ]
     rows = [
         [
@@ -140,11 +155,13 @@ def _print(loads: dict[str, Outcome], peak: float) -> None:
             f"{one.goodput / peak:.0%}",
             *map(count, (one.accepted_p50_ms, one.accepted_p99_ms)),
             count(one.refused / one.seconds),
-            *map(count, (one.refused_p50_ms, one.refused_p99_ms)),
+            *map(count, (one.refused_p50_ms, one.refused_p99_ms, one.refused_server_p99_ms)),
             str(sum(one.failed.values())),
             count(one.lag_p99_ms),
+            f"{sent.waited:.1%}",
         ]
-        for name, one in loads.items()
+        for name, sent in loads.items()
+        for one in [sent.outcome]
     ]
     print(aligned(header, rows))
 
@@ -160,6 +177,7 @@ def _overload(peak: float, high: Outcome, over: Outcome) -> dict[str, Any]:
         "p99_ms_at_90": high.accepted_p99_ms,
         "p99_ms_at_300": over.accepted_p99_ms,
         "refused_p99_ms": over.refused_p99_ms,
+        "refused_server_p99_ms": over.refused_server_p99_ms,
         "without_retry_after": over.without_retry_after,
         "failed_at_300": over.failed,
     }

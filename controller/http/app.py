@@ -81,6 +81,7 @@ def build_app(parts: Parts, routes: list[Route]) -> web.Application:
     app[PARTS] = parts
     app[FOLLOWERS] = set()
     app.on_shutdown.append(_end_followers)
+    app.on_response_prepare.append(_end_after_chunks)
     for route in routes:
         app.router.add_route(route.method, route.path, _guarded(route))
     return app
@@ -89,6 +90,15 @@ def build_app(parts: Parts, routes: list[Route]) -> web.Application:
 async def _end_followers(app: web.Application) -> None:
     for task in app[FOLLOWERS]:
         task.cancel()
+
+
+async def _end_after_chunks(request: web.Request, response: web.StreamResponse) -> None:
+    """There must be no request behind a body in chunks: aiohttp 3.14 takes its last trailer for a
+    header of the next one on the connection.
+    """
+    if "Transfer-Encoding" in request.headers:
+        response.force_close()
+        response.headers["Connection"] = "close"
 
 
 def _guarded(route: Route) -> Handler:
@@ -132,6 +142,7 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
     """The boundary of a request: whatever fails becomes a problem with the request's id."""
     request[REQUEST_ID] = _request_id(request)
     try:
+        _refuse_codings(request)
         response = await handler(request)
     except RequestTimeout as error:
         response = problem(request, error)
@@ -167,6 +178,16 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
     if not response.prepared:
         response.headers.setdefault("faasd-request-id", request[REQUEST_ID])
     return response
+
+
+def _refuse_codings(request: web.Request) -> None:
+    """Raises BadRequest for a body that the parser does not undo wholly."""
+    coding = request.headers.get("Transfer-Encoding")
+    if coding is not None and coding.lower() != "chunked":
+        raise BadRequest(
+            f"Transfer-Encoding: {coding[:80]} is not accepted.",
+            remedy="Send the body with its length, or Transfer-Encoding: chunked.",
+        )
 
 
 def _request_id(request: web.Request) -> str:

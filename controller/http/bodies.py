@@ -12,7 +12,7 @@ from aiohttp import web
 from controller.http.app import PARTS
 from faasd.errors import BadRequest, BodyTooLarge, RequestTimeout
 from faasd.spec import FunctionSpec
-from faasd.spool import Body, Spool
+from faasd.spool import Body, Growing
 
 T = TypeVar("T")
 
@@ -62,22 +62,16 @@ async def read_body(request: web.Request, limit: int) -> bytes:
 
 async def take_body(request: web.Request, limit: int) -> Body:
     """As `read_body`; a large body is put into a file in memory as it comes."""
-    if not request.body_exists or 0 < (request.content_length or 0) <= _SMALL:
+    if not request.body_exists or 0 < (request.content_length or 0) <= Growing.SMALL:
         return await read_body(request, limit)
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
-    begun, spool = bytearray(), None
+    body = Growing()
     async for chunk in chunks(request):
-        if spool is None and len(begun) + len(chunk) > _SMALL:
-            spool = Spool()
-            spool.write(begun)
-        if spool is None:
-            begun += chunk
-        else:
-            spool.write(chunk)
-        if max(len(begun), len(spool or b"")) > limit:
+        body.add(chunk)
+        if len(body) > limit:
             raise _too_large(limit)
-    return bytes(begun) if spool is None else spool
+    return body.whole()
 
 
 async def read_json(request: web.Request) -> dict[str, Any]:

@@ -81,7 +81,10 @@ async def readyz(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     parts = request.app[PARTS]
     gauges = parts.metrics
-    for gauge in (gauges.queued, gauges.instances, gauges.memory, gauges.workers, gauges.backlog):
+    for gauge in (
+        *(gauges.queued, gauges.instances, gauges.ejected, gauges.memory),
+        *(gauges.workers, gauges.backlog),
+    ):
         gauge.clear()
     counts = dict.fromkeys(WorkerStatus, 0)
     for member in parts.workers.members():
@@ -91,6 +94,7 @@ async def metrics(request: web.Request) -> web.Response:
         worker = member.link.worker_id
         for seen in member.link.report().functions:
             gauges.queued.labels(worker, seen.function).inc(seen.queued)
+            gauges.ejected.labels(worker, seen.function).inc(seen.ejected)
             gauges.memory.labels(worker, seen.function).inc(seen.memory_mb * (1 << 20))
             for state in ("starting", "idle", "busy"):
                 gauges.instances.labels(worker, seen.function, state).inc(getattr(seen, state))

@@ -14,25 +14,28 @@ import asyncio
 import http
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 
 from controller.auth import Caller, Keys
 from controller.gateway import Flight, Gateway
 from controller.http.bodies import check_size
-from controller.http.head import EVENTS, Head, Heads
+from controller.http.chunked import ChunkedBody
+from controller.http.head import EVENTS, UNSAID, Head, Heads
 from controller.http.replies import BODYLESS, broken_off, plain_opening, problem, reply_headers
 from controller.registry import Registry
 from faasd import clock
-from faasd.errors import FaasdError, InternalError
+from faasd.errors import BadRequest, FaasdError, InternalError, RequestTimeout
 from faasd.invocation import Invocation, Reply, StartKind
+from faasd.spool import Body
 from faasd.streams import close, close_soon
 from faasd.telemetry import get_logger
 
 log = get_logger("controller.http")
 
 _LONGEST_HEAD = 16_384
-# Bodies up to here are put together here; a longer one is read as it comes, by aiohttp.
+# Of a body more than this is taken only when it is known to be wanted: where its length is said, by
+# aiohttp, and chunks once its caller and its function's limit are known.
 LARGEST_WHOLE = 4 << 20
 _MUCH = 1 << 18
 _SWEEP_S = 5.0
@@ -40,7 +43,6 @@ _REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 _OK = 200
 # How many bytes to wait for until the end of a head is looked for again.
 _ANY = 1
-_LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
 class RequestIds:
@@ -141,12 +143,22 @@ class Lobby:
         self._sweep = asyncio.get_running_loop().call_later(pause_s, self._sweep_now)
 
 
+@dataclass(slots=True)
+class Upload:
+    """A body while it comes in chunks."""
+
+    chunks: ChunkedBody
+    since: float
+    refused: bool = False
+    """It was answered before its end, which is waited for no more: whatever comes is dropped."""
+
+
 class Front(asyncio.Protocol):
     """One connection until it becomes aiohttp's. Owned by the event loop."""
 
     __slots__ = (
         "_buffer", "_drained", "_flight", "_head", "_lobby", "_paused", "_request_id", "_since",
-        "_task", "_transport", "_unsent", "_wanted",
+        "_task", "_transport", "_unsent", "_upload", "_wanted",
     )  # fmt: skip
 
     def __init__(self, lobby: Lobby) -> None:
@@ -162,11 +174,13 @@ class Front(asyncio.Protocol):
         self._paused = False
         self._since = 0.0
         self._unsent = 0
+        self._upload: Upload | None = None
 
     @property
     def idle(self) -> bool:
         """Whether nothing of a request is here, and all replies have gone out."""
-        return self._head is None and not self._buffer and not self._unsent_bytes()
+        expects = self._head is not None and not self._is_refused()
+        return not expects and not self._buffer and not self._unsent_bytes()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
@@ -200,6 +214,9 @@ class Front(asyncio.Protocol):
         if not busy and not self._buffer:
             self._take(data)
             return
+        if self._upload is not None and self._task is None:
+            self._take_chunks(data)
+            return
         self._buffer += data
         if self._wanted > _ANY:
             self._since = clock.monotonic()
@@ -211,15 +228,21 @@ class Front(asyncio.Protocol):
     def look_at_watch(self, now: float) -> None:
         """End this connection if its peer has been idle, or in the midst of something, for long."""
         unsent = self._unsent_bytes()
-        if self._head is not None and not unsent:
+        comes = self._upload is not None and self._task is None
+        if self._head is not None and not comes and not unsent:
             return
         if unsent:
             if unsent != self._unsent:
                 self._unsent, self._since = unsent, now
             patience_s = self._lobby.patience_s
         else:
-            patience_s = self._lobby.patience_s if self._buffer else self._lobby.keep_alive_s
-        if now - self._since > patience_s:
+            begun = self._buffer or comes
+            patience_s = self._lobby.patience_s if begun else self._lobby.keep_alive_s
+        if now - self._since <= patience_s:
+            return
+        if comes and not self._is_refused():
+            self._refuse(RequestTimeout(f"Nothing more of the body came for {patience_s:g} s."))
+        else:
             self.end()
 
     def end(self) -> None:
@@ -270,7 +293,10 @@ class Front(asyncio.Protocol):
         head = self._lobby.heads.read(bytes(data[:end]))
         end += 4
         if head is None or head.length > LARGEST_WHOLE:
-            self._hand_over(data, end)
+            if head is not None and head.length == UNSAID:
+                self._expect_chunks(head, data[end:])
+            else:
+                self._hand_over(data, end)
             return
         stop = end + head.length
         if len(data) < stop:
@@ -289,7 +315,90 @@ class Front(asyncio.Protocol):
         self._wanted = wanted
         self._read_on()
 
-    def _begin(self, head: Head, body: bytes) -> None:
+    def _expect_chunks(self, head: Head, data: bytes | bytearray) -> None:
+        self._head = head
+        self._wanted = 0
+        self._request_id = head.request_id or self._lobby.ids.next()
+        self._upload = Upload(ChunkedBody(LARGEST_WHOLE), clock.monotonic())
+        self._take_chunks(data)
+
+    def _take_chunks(self, data: bytes | bytearray) -> None:
+        """More of a body that comes in chunks."""
+        upload, head = self._upload, self._head
+        assert upload is not None
+        assert head is not None
+        if upload.refused:
+            return
+        self._since = clock.monotonic()
+        try:
+            behind = upload.chunks.feed(data)
+        except FaasdError as error:
+            self._refuse(error)
+        except Exception:  # the boundary of a request: there may be no file for it, or no memory
+            log.exception("request.failed", name=head.name, request_id=self._request_id)
+            self._refuse(_defect())
+        else:
+            if behind is not None:
+                self._uploaded(upload, head, behind)
+            elif upload.chunks.is_too_large:
+                self._task = asyncio.get_running_loop().create_task(self._admit(upload, head))
+
+    async def _admit(self, upload: Upload, head: Head) -> None:
+        """A body that grows large is taken as far as its function accepts it."""
+        try:
+            caller = await self._lobby.keys.caller(head.authorization, head.namespace)
+            function = f"{caller.namespace}/{head.name}"
+            spec = self._lobby.registry.get(function).active.spec
+            check_size(spec, upload.chunks.announced)
+            upload.chunks.limit = spec.max_body_bytes
+        except FaasdError as error:
+            self._refuse(error)
+            return
+        except Exception:  # the boundary of a request
+            log.exception("request.failed", name=head.name, request_id=self._request_id)
+            self._refuse(_defect())
+            return
+        self._task = None
+        data, self._buffer = self._buffer, bytearray()
+        self._take_chunks(data)
+        self._read_on()
+
+    def _uploaded(self, upload: Upload, head: Head, behind: bytes) -> None:
+        """All has come; from here on it is as if it had come at once, but for the time it took."""
+        self._upload = None
+        self._buffer += behind
+        body = upload.chunks.body.whole()
+        left_ms = head.deadline_ms
+        if left_ms is not None:
+            left_ms -= (clock.monotonic() - upload.since) * 1000
+        self._head = head = replace(
+            head, length=len(body), request_id=self._request_id, deadline_ms=left_ms
+        )
+        self._begin(head, body)
+
+    def _refuse(self, error: FaasdError) -> None:
+        """Tell an error before the end of its request, of which nothing can be behind then.
+
+        The connection is closed for writing at once, and for reading when the peer has seen it:
+        with anything unread the reply would be lost.
+        """
+        head = self._head
+        assert head is not None
+        self._upload = Upload(ChunkedBody(0), 0.0, refused=True)
+        self._buffer.clear()
+        status, headers, body = problem(error, self._request_id, invoked=True)
+        headers["Connection"] = "close"
+        self._reply(status, headers, body)
+        # Whatever comes is no request.
+        self._head = head
+        if not self._transport.is_closing():
+            self._transport.write_eof()
+        self._read_on()
+
+    def _is_refused(self) -> bool:
+        return self._upload is not None and self._upload.refused
+
+    def _begin(self, head: Head, body: Body) -> None:
         self._wanted = 0
         self._request_id = head.request_id or self._lobby.ids.next()
         try:
@@ -304,7 +413,7 @@ class Front(asyncio.Protocol):
             log.exception("request.failed", name=head.name, request_id=self._request_id)
             self._reply(*problem(_defect(), self._request_id, invoked=True))
 
-    async def _look_up(self, head: Head, body: bytes) -> None:
+    async def _look_up(self, head: Head, body: Body) -> None:
         """A key that was not seen before is looked for in the store."""
         try:
             caller = await self._lobby.keys.caller(head.authorization, head.namespace)
@@ -315,7 +424,7 @@ class Front(asyncio.Protocol):
             log.exception("request.failed", name=head.name, request_id=self._request_id)
             self._reply(*problem(_defect(), self._request_id, invoked=True))
 
-    def _invoke(self, caller: Caller, head: Head, body: bytes) -> None:
+    def _invoke(self, caller: Caller, head: Head, body: Body) -> None:
         # Every key may invoke: that is the least of the roles.
         function = f"{caller.namespace}/{head.name}"
         revision = self._lobby.registry.get(function).active
@@ -486,6 +595,7 @@ class Front(asyncio.Protocol):
             flight.cancel()
         if self._task is not None:
             self._task.cancel()
+        self._upload = None
         self._buffer.clear()
 
 
@@ -493,9 +603,12 @@ def _cut_of(data: bytes | bytearray, end: int) -> int:
     """Where to cut what begins with a request whose head goes up to `end`."""
     if b"chunked" not in data[:end].lower():
         return end
+    try:
+        behind = ChunkedBody(len(data)).feed(data[end:])
+    except BadRequest:
+        behind = None
     # Cut before its end, chunks that turn out to be none would never be answered.
-    last = data.find(_LAST_CHUNK, end - 2)
-    return len(data) if last < 0 else last + len(_LAST_CHUNK)
+    return len(data) - len(behind or b"")
 
 
 def _defect() -> FaasdError:

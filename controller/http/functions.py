@@ -43,7 +43,7 @@ async def deploy(request: web.Request) -> web.StreamResponse:
 
     async def work(progress: Progress) -> tuple[int, dict[str, Any]]:
         deployment = await parts.registry.deploy(name, spec, code, artifacts, progress)
-        return (201 if deployment.created else 200), _shown(request, deployment.function)
+        return (201 if deployment.created else 200), _shown(deployment.function, _present(request))
 
     return await _with_progress(request, work)
 
@@ -60,7 +60,7 @@ async def rollback(request: web.Request) -> web.StreamResponse:
 
     async def work(progress: Progress) -> tuple[int, dict[str, Any]]:
         function = await request.app[PARTS].registry.rollback(name, wanted, progress)
-        return 200, _shown(request, function)
+        return 200, _shown(function, _present(request))
 
     return await _with_progress(request, work)
 
@@ -172,11 +172,13 @@ def _digests(text: bytes) -> dict[str, str]:
 
 async def list_functions(request: web.Request) -> web.Response:
     found = request.app[PARTS].registry.list(request[CALLER].namespace)
-    return web.json_response({"functions": [_shown(request, function) for function in found]})
+    present = _present(request)
+    return web.json_response({"functions": [_shown(function, present) for function in found]})
 
 
 async def show_function(request: web.Request) -> web.Response:
-    return web.json_response(_shown(request, request.app[PARTS].registry.get(full_name(request))))
+    function = request.app[PARTS].registry.get(full_name(request))
+    return web.json_response(_shown(function, _present(request)))
 
 
 async def remove(request: web.Request) -> web.Response:
@@ -184,14 +186,20 @@ async def remove(request: web.Request) -> web.Response:
     return web.Response(status=204)
 
 
-def _shown(request: web.Request, function: Function) -> dict[str, Any]:
-    namespace, _, name = function.name.partition("/")
-    totals: dict[str, float] = defaultdict(float)
+def _present(request: web.Request) -> dict[str, dict[str, float]]:
+    """What all workers together have of each function that has anything there."""
+    found: dict[str, dict[str, float]] = {}
     for member in request.app[PARTS].workers.members():
         for seen in member.link.report().functions:
-            if seen.function == function.name:
-                for key in ("starting", "idle", "busy", "queued", "memory_mb"):
-                    totals[key] += getattr(seen, key)
+            totals = found.setdefault(seen.function, defaultdict(float))
+            for key in ("starting", "idle", "busy", "queued", "memory_mb"):
+                totals[key] += getattr(seen, key)
+    return found
+
+
+def _shown(function: Function, present: dict[str, dict[str, float]]) -> dict[str, Any]:
+    namespace, _, name = function.name.partition("/")
+    totals = present.get(function.name, defaultdict(float))
     return {
         "name": name,
         "namespace": namespace,

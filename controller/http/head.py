@@ -1,8 +1,9 @@
 """The heads of plain invocations, read here; all other requests are aiohttp's to read.
 
-A plain invocation is `POST /invoke/NAME HTTP/1.1` with a body of known length and nothing about it
-that asks for more than its bytes. What is accepted is a part of what every HTTP server accepts, so
-that a request cannot mean one thing here and another elsewhere: whatever is odd is not plain.
+A plain invocation is `POST /invoke/NAME HTTP/1.1` with a body of known length, or one in chunks,
+and nothing about it that asks for more than its bytes. What is accepted is a part of what every
+HTTP server accepts, so that a request cannot mean one thing here and another elsewhere: whatever is
+odd is not plain.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ NOT_PASSED_ON = frozenset({
     "faasd-session",
 })  # fmt: skip
 EVENTS = "text/event-stream"
+# The length of a body that comes in chunks: more than any that is said.
+UNSAID = 1 << 62
 
 # Part of an address under /v1/invocations, where dots alone mean a folder and braces are no match.
 REQUEST_ID_PATTERN = r"^(?!\.+$)[!-z|~]{1,128}$"
@@ -35,7 +38,7 @@ _FIELD = re.compile(rb"([0-9A-Za-z!#$%&'*+.^_`|~-]+):[ \t]*((?:[!-~](?:[ \t!-~]*
 _LENGTH = re.compile(r"[0-9]{1,12}")
 _ASKS_FOR_MORE = frozenset({
     "expect", "idempotency-key", "proxy-connection", "sec-websocket-key1", "te", "trailer",
-    "transfer-encoding", "upgrade",
+    "upgrade",
 })  # fmt: skip
 _MOST_FIELDS = 64
 # What aiohttp accepts of one line; of a whole head it is much.
@@ -49,6 +52,7 @@ class Head:
 
     name: str
     length: int
+    """Of the body, in bytes; UNSAID where it comes in chunks."""
     content_type: str
     headers: dict[str, str]
     authorization: str | None
@@ -85,12 +89,22 @@ def _is_plain(fields: dict[str, str]) -> bool:
         "host" in fields
         and not _ASKS_FOR_MORE.intersection(fields)
         and fields.get("connection", "keep-alive").lower() == "keep-alive"
-        and _LENGTH.fullmatch(fields.get("content-length", "0")) is not None
         and ("authorization" in fields or not is_of_foreign_page(fields.get))
     )
 
 
+def _length(fields: dict[str, str]) -> int | None:
+    """None for what may be read in two ways: a length that is odd, and a length beside chunks."""
+    coding, length = fields.get("transfer-encoding"), fields.get("content-length")
+    if coding is not None:
+        return UNSAID if coding.lower() == "chunked" and length is None else None
+    if length is None:
+        return 0
+    return int(length) if _LENGTH.fullmatch(length) else None
+
+
 def _head(name: str, fields: dict[str, str]) -> Head | None:
+    length = _length(fields)
     deadline = fields.get("faasd-deadline-ms")
     namespace = fields.get("faasd-namespace")
     try:
@@ -101,11 +115,11 @@ def _head(name: str, fields: dict[str, str]) -> Head | None:
         wanted = wishes(fields.get)
     except (ValueError, BadRequest, InvalidSpec):
         return None
-    if deadline_ms is not None and not 0 < deadline_ms < 1e12:
+    if length is None or (deadline_ms is not None and not 0 < deadline_ms < 1e12):
         return None
     return Head(
         name=name,
-        length=int(fields.get("content-length", "0")),
+        length=length,
         content_type=fields.get("content-type", ""),
         headers={name: value for name, value in fields.items() if name not in NOT_PASSED_ON},
         authorization=fields.get("authorization"),

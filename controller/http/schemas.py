@@ -227,6 +227,10 @@ def _of_cluster() -> dict[str, Schema]:
                             "revision": _REVISION,
                             "template": _TEXT,
                             **counts,
+                            "ejected": {
+                                **_COUNT,
+                                "description": "instances ended for failing call after call",
+                            },
                             "memory_mb": _AMOUNT,
                         }
                     )

@@ -22,6 +22,10 @@ _GPU_HEADINGS = (
     *("GPU", "WORKER", "NAME", "HEALTH", "INSTANCES", "PROCESSES", "%", "MB USED", "MB HELD", "MB"),
     *("UUID", "FAULT"),
 )
+_FUNCTION_HEADINGS = (
+    *("FUNCTION", "REVISION", "WORKER", "TEMPLATE", "STARTING", "IDLE", "BUSY", "QUEUED"),
+    *("EJECTED", "MB"),
+)
 WorkerId = Annotated[str, typer.Argument(metavar="WORKER", help="The worker's id.")]
 
 
@@ -80,7 +84,7 @@ def _print_status(found: ClusterStatus) -> None:
     )
     print()
     print_table(
-        ("FUNCTION", "REVISION", "WORKER", "TEMPLATE", "STARTING", "IDLE", "BUSY", "QUEUED", "MB"),
+        _FUNCTION_HEADINGS,
         [
             (
                 one.function,
@@ -91,6 +95,7 @@ def _print_status(found: ClusterStatus) -> None:
                 one.idle,
                 one.busy,
                 one.queued,
+                one.ejected,
                 float(one.memory_mb),
             )
             for worker in found.workers

@@ -151,7 +151,7 @@ class RuntimeState:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One revision of a function on one worker."""
+    """One revision of a function on one worker; `ejected` counts instances ended for failing."""
 
     function: str
     revision: str
@@ -161,6 +161,7 @@ class Placement:
     busy: int = 0
     queued: int = 0
     memory_mb: float = 0.0
+    ejected: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ class KeepAlive(Protocol):
 class FixedKeepAlive:
     """The same time for every instance."""
 
+    __slots__ = ("_seconds",)
+
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
@@ -41,6 +43,8 @@ class HistogramKeepAlive:
     ENOUGH = 10
     MARGIN = 1.1
     OUT_OF_BOUNDS_SHARE = 0.5
+
+    __slots__ = ("_default_s", "_gaps", "_kept", "_last", "_least_s", "_most_s")
 
     def __init__(
         self, *, default_s: float = 600.0, least_s: float = 10.0, most_s: float = 3600.0

@@ -181,10 +181,41 @@ def test_limits_hold_for_the_whole_sandbox(platform: DockerPlatform, name: str) 
     pid = sandbox_of(answer)["State"]["Pid"]
 
     # The template and one instance.
-    assert limits_of(pid) == {"memory": 2 * 100 << 20, "cpu": 0.25, "pids": 40}
+    told = {"memory": 2 * 100 << 20, "cpu": 0.25, "weight": 0.25, "pids": 40}
+    assert limits_of(pid) == told
+
+
+def test_a_functions_part_of_the_processors_is_that_of_its_instances(
+    platform: DockerPlatform, name: str
+) -> None:
+    """Also once the engine has been told, which may convert it for the kernel in its own way."""
+    code = """
+import os, time
+def handle(event, context):
+    if event.get("ends"):
+        os._exit(1)
+    time.sleep(0.5)
+    return {"container": os.uname().nodename}
+"""
+    platform.must_deploy(name, code, resources={"cpus": 3}, limits={"max_instances": 2})
+    with ThreadPoolExecutor(4) as callers:
+        answers = list(callers.map(lambda _: platform.post(f"/invoke/{name}", {}), range(4)))
+    sandbox = sandbox_of(answers[0])
+    pid, host = sandbox["State"]["Pid"], sandbox["Id"]
+
+    def told() -> bool:
+        return bool(inspect("container", host)[0]["HostConfig"]["CpuShares"] == 6 * 1024)
+
+    assert limits_of(pid)["weight"] == 6
+    assert eventually(told)
+    assert eventually(lambda: limits_of(pid)["weight"] == 6)
+
+    refused(platform.post(f"/invoke/{name}", {"ends": True}), 502, "instance_died")
+    assert eventually(lambda: limits_of(pid)["weight"] == 3)
 
 
 def limits_of(pid: int) -> dict[str, float]:
+    """Processor time and weight in cores."""
     root = Path("/sys/fs/cgroup")
     paths: dict[str, str] = {}
     for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
@@ -192,14 +223,17 @@ def limits_of(pid: int) -> dict[str, float]:
         paths |= {controller: path.lstrip("/") for controller in controllers.split(",")}
     if "memory" in paths:
         quota = int((root / "cpu" / paths["cpu"] / "cpu.cfs_quota_us").read_text())
+        weight = int((root / "cpu" / paths["cpu"] / "cpu.shares").read_text()) / 1024
         memory = root / "memory" / paths["memory"] / "memory.limit_in_bytes"
         pids = root / "pids" / paths["pids"] / "pids.max"
     else:
         quota = int((root / paths[""] / "cpu.max").read_text().split()[0])
+        weight = int((root / paths[""] / "cpu.weight").read_text()) / 100
         memory, pids = root / paths[""] / "memory.max", root / paths[""] / "pids.max"
     return {
         "memory": int(memory.read_text()),
         "cpu": quota / 100_000,
+        "weight": weight,
         "pids": int(pids.read_text()),
     }
 

@@ -5,6 +5,7 @@ Also when the function that gets and makes them is hostile: it holds the files t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -17,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.raw_http import Wire, post
+from tests.integration.raw_http import ECHO as TELLING
+from tests.integration.raw_http import Wire, post, post_chunked
 from tests.platform import Platform, eventually, refused
 
 ECHO = "def handle(event, context):\n    return event\n"
@@ -119,6 +121,61 @@ def test_bodies_of_all_sizes_follow_one_another_in_the_same_files(platform: Plat
     for _ in range(60):
         body = chance.randbytes(chance.choice(sizes))
         assert platform.post("/invoke/serial", body).body == body
+
+
+DIGEST = """
+import hashlib
+
+def handle(event, context):
+    return f"{len(event)} {hashlib.sha256(event).hexdigest()}"
+"""
+
+
+def peak_kb(platform: Platform, *, anew: bool = False) -> int:
+    """The most memory that the daemon had since it was asked anew."""
+    assert platform.process is not None
+    proc = Path(f"/proc/{platform.process.pid}")
+    if anew:
+        (proc / "clear_refs").write_text("5")
+    for line in (proc / "status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1])
+    raise AssertionError
+
+
+@pytest.mark.parametrize("piece", [65_536, 1 << 20, 100 << 20])
+def test_a_hundred_megabytes_in_chunks_are_never_in_the_daemon_at_once(
+    platform: Platform, piece: int
+) -> None:
+    platform.must_deploy(
+        "digest", DIGEST, limits={"max_body_mb": 100}, resources={"memory_mb": 1024}
+    )
+    body = random.Random(piece).randbytes(100 << 20)
+    raw = post_chunked("digest", *(body[at : at + piece] for at in range(0, len(body), piece)))
+    wanted = f"{len(body)} {hashlib.sha256(body).hexdigest()}".encode()
+    before = peak_kb(platform, anew=True)
+
+    with Wire.to(platform.url, patience_s=60) as wire:
+        for _ in range(2):
+            wire.send(raw)
+            assert wire.reply().body == wanted
+
+    grown = peak_kb(platform) - before
+    assert grown < 16_000, f"{grown} KB"
+
+
+def test_chunks_too_many_for_a_function_are_refused_and_its_files_are_gone(
+    platform: Platform,
+) -> None:
+    platform.must_deploy("few", TELLING, limits={"max_body_mb": 5})
+    before = descriptors(platform)
+    for _ in range(20):
+        with Wire.to(platform.url) as wire:
+            wire.send(post_chunked("few", *[bytes(1 << 18)] * 40))
+            (refusal,) = wire.replies_to_the_end()
+            assert (refusal.status, refusal.json()["code"]) == (413, "body_too_large")
+            assert "max_body_mb = 5" in refusal.json()["detail"]
+    assert eventually(lambda: descriptors(platform) <= before)
 
 
 HOSTILITIES = {

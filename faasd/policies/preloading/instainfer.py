@@ -13,8 +13,8 @@ never told of, evicts less than it needs, and counts windows in whole minutes: n
 A process that has served a call stays, where the artefact loads its weights from disk again.
 
 `predictor` off places whatever has ever been called, at any event; `scheduler` off loads a function when
-the predictor says so into a sandbox where nothing else is, and replaces nothing; with both off
-a sandbox holds only what last ran there.
+the predictor says so into a sandbox where nothing else was loaded, and replaces nothing; with both
+off a sandbox holds only what last ran there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar
 
-from faasd.policies.preloading.actions import Cancel, Load, Lower, Why
+from faasd.policies.preloading.actions import Why
 from faasd.policies.preloading.arrivals.exponential import rate_of
 from faasd.policies.preloading.fixed import Fixed
 from faasd.policies.preloading.greedy_dual import GreedyDual
@@ -34,6 +34,7 @@ from faasd.policies.preloading.levels import Level, Profile
 from faasd.policies.preloading.loads import Bounds
 from faasd.policies.preloading.pagurus import Pagurus
 from faasd.policies.preloading.policy import Policy
+from faasd.policies.preloading.relaying import Relaying
 
 KEEPERS: dict[str, type[Fixed | Histogram | GreedyDual | Pagurus]] = {
     one.name: one for one in (Fixed, Histogram, GreedyDual, Pagurus)
@@ -58,11 +59,12 @@ class _Bin:
     place: int
     node: int
     free_mb: float
-    empty: bool
+    alone: bool
     hosted: tuple[int, ...]
+    least_worth: float
 
 
-class InstaInfer(Policy):
+class InstaInfer(Relaying):
     name: ClassVar[str] = "instainfer"
 
     def __init__(
@@ -79,7 +81,6 @@ class InstaInfer(Policy):
         if over not in KEEPERS:
             raise ValueError(f"instainfer is not made to go over {over!r}; choose {list(KEEPERS)}")
         self._keeper: Policy = KEEPERS[over]()
-        self._keepers_loads: dict[int, int] = {}
         self._predictor = predictor
         self._scheduler = scheduler
         self._load_chance = load_chance
@@ -131,12 +132,12 @@ class InstaInfer(Policy):
     def began(self, place: int, function: int, now: float) -> None:
         super().began(place, function, now)
         self._keeper.began(place, function, now)
-        self._follow()
+        self._follow(self._keeper)
 
     def idled(self, place: int, now: float) -> None:
         super().idled(place, now)
         self._keeper.idled(place, now)
-        self._follow()
+        self._follow(self._keeper)
         self._wish_to_pack(now)
 
     def placed(
@@ -152,10 +153,11 @@ class InstaInfer(Policy):
     ) -> None:
         super().placed(place, function, node, level, now, load=load, host=host)
         if host is None:
-            beneath = None if load is None else self._keepers_loads.pop(load, None)
-            self._keeper.placed(place, function, node, level, now, load=beneath)
+            self._keeper.placed(
+                place, function, node, level, now, load=self._theirs_done(self._keeper, load)
+            )
             self._make_fit(place)
-            self._follow()
+            self._follow(self._keeper)
         self._wish_to_pack(now)
 
     def dropped(self, place: int, now: float) -> None:
@@ -163,16 +165,8 @@ class InstaInfer(Policy):
             if self.book.host[place] is None:
                 self._keeper.dropped(place, now)
             super().dropped(place, now)
-            self._follow()
+            self._follow(self._keeper)
             self._wish_to_pack(now)
-
-    def _load_ended(self, function: int, node: int, now: float) -> None:
-        """What was given up here is not under way beneath either."""
-        del function, node, now
-        for ours, beneath in list(self._keepers_loads.items()):
-            if not self.loads.is_under_way(ours):
-                del self._keepers_loads[ours]
-                self._keeper.loads.given_up(beneath)
 
     # Decisions
 
@@ -191,7 +185,7 @@ class InstaInfer(Policy):
         )
 
     def _tick(self, now: float) -> float:
-        self._relay(now)
+        self._relay(self._keeper, now)
         while (found := self._timers.pop(now)) is not None:
             self._on_timer(found[1], now)
         if self._to_pack and now >= self._packed_at + PACK_EVERY_S:
@@ -200,31 +194,6 @@ class InstaInfer(Policy):
             self._pack(now)
         due = min(self._keeper.due, self._timers.least)
         return min(due, self._packed_at + PACK_EVERY_S) if self._to_pack else due
-
-    def _follow(self) -> None:
-        self.due = min(self.due, self._keeper.due)
-
-    def _relay(self, now: float) -> None:
-        """Do what the policy beneath wants."""
-        if self._keeper.due > now:
-            return
-        for action in self._keeper.decide(now):
-            match action:
-                case Lower(place, level, why):
-                    self._lower(place, level, why)
-                case Load():
-                    if self._begin_load(
-                        action.function, action.node, action.level, now, action.why
-                    ):
-                        self._keepers_loads[self.loads.latest] = action.id
-                    else:
-                        self._keeper.loads.given_up(action.id)
-                case Cancel(load, why):
-                    for ours, beneath in list(self._keepers_loads.items()):
-                        if beneath == load:
-                            del self._keepers_loads[ours]
-                            if self.loads.given_up(ours) is not None:
-                                self._act(Cancel(ours, why))
 
     def _on_timer(self, function: int, now: float) -> None:
         calls = self._calls.get(function)
@@ -277,14 +246,20 @@ class InstaInfer(Policy):
 
     def _pack(self, now: float) -> None:
         """Place what is worth most per megabyte first, as long as loads may begin."""
+        missing = [
+            (self._worth(one), self._size_mb(one), one)
+            for one in self._candidates
+            if not self._is_loaded(one)
+        ]
+        missing.sort(key=lambda one: (-one[0] / max(1.0, one[1]), one[2]))
         bins = self._bins()
-        if not bins:
-            return
-        missing = [one for one in self._candidates if not self._is_loaded(one)]
-        missing.sort(key=lambda one: (-self._worth(one) / max(1.0, self._size_mb(one)), one))
-        for function in missing:
+        for worth, size_mb, function in missing:
             if not any(self.loads.has_room(node, now) for node in {one.node for one in bins}):
                 return
+            # Most do not fit anywhere and are worth less than all there is: no need to try each bin.
+            roomiest_mb = max(one.free_mb for one in bins)
+            if size_mb > roomiest_mb and worth <= min(one.least_worth for one in bins):
+                continue
             chosen = self._best_fit(function, bins, now)
             if chosen is not None:
                 self._load_into(function, chosen, now)
@@ -294,7 +269,7 @@ class InstaInfer(Policy):
         if self._is_loaded(function):
             return
         for one in self._bins():
-            fits = one.empty and one.free_mb >= self._size_mb(function)
+            fits = one.alone and one.free_mb >= self._size_mb(function)
             if fits and self._may_go(function, one, now):
                 self._load_into(function, one, now)
                 return
@@ -334,9 +309,10 @@ class InstaInfer(Policy):
         else:
             own_mb = profile.stage(book.level[place]).private_mb
         used_mb = own_mb + loading_mb + sum(self._size_mb(self._owner[one]) for one in hosted)
-        empty = book.level[place] <= Level.SANDBOX and not hosted and not loading_mb
         free_mb = profile.limit_mb - used_mb
-        return _Bin(place, book.node[place], free_mb, empty, tuple(hosted))
+        alone = not hosted and not loading_mb
+        least = min((self._worth(self._owner[one]) for one in hosted), default=math.inf)
+        return _Bin(place, book.node[place], free_mb, alone, tuple(hosted), least)
 
     def _may_go(self, function: int, into: _Bin, now: float) -> bool:
         profiles = self.book.profiles
@@ -419,7 +395,7 @@ class InstaInfer(Policy):
                 over_mb -= self._lower(place, Level.ABSENT, self.PRESSED)
         if over_mb > 0:
             self._keeper.pressed(node, over_mb, now)
-            self._relay(now)
+            self._relay(self._keeper, now)
             self.due = -math.inf
 
 

@@ -81,10 +81,6 @@ class Profile:
     def floor(self) -> Stage:
         return self.stages[0]
 
-    @property
-    def top(self) -> Stage:
-        return self.stages[-1]
-
     def stage(self, level: Level) -> Stage:
         """The highest stage that is not above this level; the floor for any below it."""
         return self._by_level[level]

@@ -69,8 +69,13 @@ class Loads:
     def of(self, node: int) -> list[Load]:
         return [self._under_way[one].load for one in sorted(self._by_node.get(node, ()))]
 
-    def is_under_way(self, load: int) -> bool:
-        return load in self._under_way
+    def under_way(self, load: int) -> Load | None:
+        found = self._under_way.get(load)
+        return None if found is None else found.load
+
+    def takes_memory(self, load: int) -> bool:
+        """Whether to give it up would free any."""
+        return any(one.private_mb or one.shared for one in self._under_way[load].stages)
 
     def anywhere(self, function: int) -> bool:
         return any(one.load.function == function for one in self._under_way.values())
@@ -88,8 +93,10 @@ class Loads:
             return False
         return self._refilled(node, now).left_s > 0
 
-    def refills_at(self, node: int, now: float) -> float:
-        """When there is credit again, where there is none."""
+    def has_room_at(self, node: int, now: float) -> float:
+        """When there is credit again; never of itself, where as many run as may at once."""
+        if len(self._by_node.get(node, ())) >= self._bounds.at_once:
+            return math.inf
         left_s = self._refilled(node, now).left_s
         return now if left_s > 0 else now + (1e-3 - left_s) / self._bounds.cpu_share
 

@@ -11,7 +11,8 @@ The contract with a driver, which is a worker or the simulator:
 3. A demand start is `placed` when it begins, at the level it will have, and `began` at once after;
    a load is `placed` when it is done. What does not fit is `pressed` for first.
 4. A call for what is loaded in the sandbox of another takes that over: the hosted place is `dropped`, the
-   host `placed` as the caller's. A template is `placed` again, without a host.
+   host `placed` as the caller's. It waits while the host runs a call. A template is `placed` again,
+   without a host.
 5. A node's `budget_mb` is what all its places may take. Policies start loads within it only; what
    requests make the driver start is not theirs to refuse.
 6. Time may stand still or go back; nothing waits for it to be exact.
@@ -34,6 +35,7 @@ from faasd.policies.preloading.loads import Bounds, Loads
 
 _PRESSED = Why("dropped for memory, the longest unused first")
 _FORGOTTEN = Why("the function is gone")
+_NO_PLACE = Why("the place that it was for is gone")
 _HUNG = Why("the load is overdue")
 _YIELDS = Why("given up for memory that a request needs")
 _NEVER = -math.inf
@@ -168,6 +170,9 @@ class Policy(abc.ABC):
         self._victims[self.book.node[place]].discard(place)
         self._vanished(place, now)
         function = self._owner[place]
+        for load in self.loads.of(self.book.node[place]) if len(self.loads) else ():
+            if place in {load.host, load.place}:
+                self._give_up(load, _NO_PLACE, now)
         self.book.remove(place)
         if function in self._gone:
             self._forget_if_empty(function)
@@ -206,6 +211,10 @@ class Policy(abc.ABC):
         """Why a place is kept."""
         del place, now
         return Why(f"kept by {self.name}")
+
+    def leaving_mb(self, node: int) -> float:
+        """What places that were asked to go hold until they are gone."""
+        return self._leaving_mb[node]
 
     # What subclasses build on
 
@@ -315,16 +324,17 @@ class Policy(abc.ABC):
         why: Why,
         *,
         place: int | None = None,
+        host: int | None = None,
     ) -> bool:
         """Load if it may be, and fits into what is free; others are not dropped for it."""
         if node not in self._victims or not self.loads.may_start(function, node, now):
             return False
-        adds_mb = self.book.adds_mb(function, node, level)
+        adds_mb = self.book.adds_mb(function, node, level, hosted=host is not None)
         if place is not None:
             adds_mb -= self.book.private_mb(place)
         if adds_mb > self._free_mb(node):
             return False
-        self._act(self.loads.start(function, node, level, now, why, place=place))
+        self._act(self.loads.start(function, node, level, now, why, place=place, host=host))
         return True
 
     def _saves_s(self, place: int) -> float:
@@ -339,6 +349,8 @@ class Policy(abc.ABC):
         for load in reversed(self.loads.of(node)):
             if over_mb <= 0:
                 break
+            if not self.loads.takes_memory(load.id):
+                continue
             before_mb = self.book.ledger.used_mb(node)
             self._give_up(load, _YIELDS, now)
             over_mb -= before_mb - self.book.ledger.used_mb(node)

@@ -44,10 +44,6 @@ class Quarantine:
         fault = self._faults.get((function, node))
         return fault is not None and now < fault.until
 
-    def until(self, function: int, node: int) -> float | None:
-        fault = self._faults.get((function, node))
-        return None if fault is None else fault.until
-
     def listing(self) -> dict[tuple[int, int], Fault]:
         """By function and node; those whose time is up stay until a load succeeds."""
         return dict(self._faults)

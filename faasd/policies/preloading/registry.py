@@ -10,6 +10,7 @@ from faasd.policies.preloading.greedy_dual import GreedyDual
 from faasd.policies.preloading.histogram import Histogram
 from faasd.policies.preloading.instainfer import InstaInfer, NoPredictor, NoScheduler, SelfOnly
 from faasd.policies.preloading.levels import Level
+from faasd.policies.preloading.loads import Bounds
 from faasd.policies.preloading.none import Nothing
 from faasd.policies.preloading.pagurus import Pagurus
 from faasd.policies.preloading.policy import Policy
@@ -35,13 +36,19 @@ POLICIES: dict[str, type[Policy]] = {
 DEFAULT = Worth.name
 
 
-def make(choice: str = DEFAULT) -> Policy:
-    """A policy by its name and options. Raises ValueError with what there is to choose."""
+def make(choice: str = DEFAULT, bounds: Bounds | None = None) -> Policy:
+    """A policy by its name and options. Raises ValueError with what there is to choose.
+
+    `bounds` are for those that load ahead of requests.
+    """
     name, _, text = choice.strip().partition(":")
     policy = POLICIES.get(name.strip())
     if policy is None:
         raise ValueError(f"there is no policy {name!r}; choose one of {', '.join(POLICIES)}")
-    return policy(**_options(policy, text))
+    chosen = _options(policy, text)
+    if bounds is not None and "bounds" in inspect.signature(policy).parameters:
+        chosen["bounds"] = bounds
+    return policy(**chosen)
 
 
 def options(policy: type[Policy]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class ServiceTimes:
     PAUSE = 100.0
     LEAST_PAUSE_S = 0.1
 
+    __slots__ = ("_first", "_known", "_last", "_mean_s", "_settled", "_variance")
+
     def __init__(self) -> None:
         self._first: list[float] = []
         self._known = False
@@ -96,6 +98,8 @@ class ProcessorUse:
     SMOOTHING = 0.3
     LEAST_S = 0.1
     COMPUTES = 0.5
+
+    __slots__ = ("_share",)
 
     def __init__(self) -> None:
         self._share: float | None = None

@@ -55,6 +55,11 @@ class CallQueue:
     when a tenant comes to have calls here. Ids are the caller's, and unique while a call lives.
     """
 
+    __slots__ = (
+        "_classes", "_default_slo_s", "_exec_s", "_kind", "_last_deadline", "_number", "_out",
+        "_plain", "_turns", "_weights", "queued",
+    )  # fmt: skip
+
     def __init__(
         self,
         *,

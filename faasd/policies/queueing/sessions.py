@@ -25,6 +25,8 @@ class SessionCall:
 class Sessions:
     """Not thread-safe; owned by the event loop of the worker."""
 
+    __slots__ = ("_instances", "_size", "_waiting", "calls")
+
     def __init__(self, *, size: int = 65_536) -> None:
         self._size = size
         self._instances: OrderedDict[str, int] = OrderedDict()

@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.processes import TICKS_PER_S, Process, Tree, closure, cpu_s, parse_stat, snapshot
+from bench.processes import (
+    TICKS_PER_S,
+    Process,
+    Tree,
+    closure,
+    cpu_s,
+    parse_stat,
+    snapshot,
+    waited_s,
+)
 
 STAT = "{pid} ({name}) {state} {parent} 7 8 0 -1 4194304 1 2 3 4 10 20 30 40 20 0 1 0 {started} 9 9"
 SLEEP = "import time; time.sleep(600)"
@@ -145,6 +154,23 @@ def test_processes_outside_are_counted_and_not_ended(tmp_path: Path) -> None:
         assert outside.poll() is None
     finally:
         other.end()
+
+
+def test_processes_that_share_a_processor_wait_for_it(tmp_path: Path) -> None:
+    spin = f"import os\nos.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})\n"
+    tree = Tree()
+    try:
+        roots = [
+            tree.start(
+                [sys.executable, "-c", spin + "while True: pass"], log=tmp_path / "log", env={}
+            )
+            for _ in range(2)
+        ]
+
+        assert eventually(lambda: all(waited_s(root.pid) > 0.01 for root in roots))
+    finally:
+        tree.end()
+    assert [waited_s(root.pid) for root in roots] == [0, 0]
 
 
 def eventually(probe: Callable[[], object]) -> str:

@@ -17,7 +17,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from controller.auth import Caller
-from controller.http.head import EVENTS, NOT_PASSED_ON, Head, Heads, is_of_foreign_page, parse
+from controller.http.head import (
+    EVENTS,
+    NOT_PASSED_ON,
+    UNSAID,
+    Head,
+    Heads,
+    is_of_foreign_page,
+    parse,
+)
 from controller.http.parameters import header_text
 from controller.http.wishes import NONE, Wishes, wishes
 from faasd.errors import BadRequest, Forbidden
@@ -66,9 +74,11 @@ def assert_agreed(loop: asyncio.AbstractEventLoop, raw: bytes) -> Head | None:
     head = parse(raw)
     if head is None:
         return None
-    body = b"x" * head.length
+    chunked = head.length == UNSAID
+    body = b"x" * (3 if chunked else head.length)
+    sent = b"3\r\nxxx\r\n0\r\n\r\n" if chunked else body
     for kind in PARSERS:
-        found = read_by(kind, loop, raw + b"\r\n\r\n" + body + NEXT)
+        found = read_by(kind, loop, raw + b"\r\n\r\n" + sent + NEXT)
         assert len(found) == 2, (kind, found)
         (message, read), (behind, _) = found
         assert (behind.method, behind.path) == ("POST", "/invoke/next"), kind
@@ -80,8 +90,13 @@ def assert_agreed(loop: asyncio.AbstractEventLoop, raw: bytes) -> Head | None:
 def assert_same(head: Head, message: Any) -> None:
     assert (message.method, message.path) == ("POST", f"/invoke/{head.name}")
     assert message.version == (1, 1)
-    assert [message.should_close, message.chunked, message.upgrade] == [False] * 3
-    assert int(message.headers.get("Content-Length", "0")) == head.length
+    assert [message.should_close, message.upgrade] == [False] * 2
+    assert bool(message.chunked) == ("Transfer-Encoding" in message.headers)
+    if message.chunked:
+        assert "Content-Length" not in message.headers
+        assert head.length == UNSAID
+    else:
+        assert int(message.headers.get("Content-Length", "0")) == head.length
     assert head.content_type == header_text(message.headers.get("Content-Type", ""))
     assert head.headers == {
         lowered: header_text(value)
@@ -174,6 +189,9 @@ def heads(draw: st.DrawFn) -> bytes:
 @example(START + b"User-Agent: a\r\nUser-Agent: b")
 @example(START + b"Content-Encoding: gzip")
 @example(START + b"Content-Length: 007")
+@example(START + b"Transfer-Encoding: chunked")
+@example(START + b"Transfer-Encoding: Chunked\r\nContent-Length: 3")
+@example(START + b"Transfer-Encoding: chunked\r\nContent-Encoding: gzip")
 @example(START + b"Content-Length: 000000000003")
 @example(START + b"Content-Length: 0000000000003")
 @example(START + b"X-A: " + b"a" * 8180)
@@ -221,8 +239,21 @@ def test_what_callers_usually_send_is_plain(
 @pytest.mark.parametrize(
     "lines",
     [
-        b"Transfer-Encoding: chunked",
         b"Content-Length: 2\r\nTransfer-Encoding: chunked",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 0",
+        b"Transfer-Encoding: chunked\r\nContent-Length: ",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        b"Transfer-Encoding: ",
+        b"Transfer-Encoding: identity",
+        b"Transfer-Encoding: gzip, chunked",
+        b"Transfer-Encoding: chunked, chunked",
+        b"Transfer-Encoding: chunked,",
+        b"Transfer-Encoding: chunked;q=1",
+        b"Transfer-Encoding: \x0bchunked",
+        b"Transfer-Encoding: xchunked",
+        b"Transfer-Encoding: chunked\r\nTrailer: X-A",
+        b"Transfer-Encoding : chunked",
+        b"Transfer-Encoding: chunked\r\nConnection: close",
         b"Content-Length: 2\r\nContent-Length: 2",
         b"Content-Length: 2\r\ncontent-length: 3",
         b"Content-Length: 1000000000000",
@@ -311,6 +342,17 @@ def test_without_a_key_only_names_of_this_machine_are_plain(host: bytes, *, plai
 
     assert (parse(line + host) is not None) == plain
     assert parse(line + host + b"\r\nAuthorization: Bearer fsd_x") is not None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"Transfer-Encoding: chunked", b"transfer-encoding:CHUNKED", b"Transfer-Encoding: \tchunked "],
+)
+def test_a_body_in_chunks_may_be_plain(loop: asyncio.AbstractEventLoop, line: bytes) -> None:
+    head = assert_agreed(loop, START + line + b"\r\nX-Own: a")
+
+    assert head is not None
+    assert (head.length, head.headers) == (UNSAID, {"x-own": "a"})
 
 
 def test_what_a_head_says_is_kept_apart_from_what_the_function_sees() -> None:

@@ -390,6 +390,7 @@ WORKER = {
             "idle": 1,
             "busy": 2,
             "queued": 3,
+            "ejected": 4,
             "memory_mb": 12.5,
         }
     ],

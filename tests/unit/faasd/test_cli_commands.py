@@ -278,7 +278,7 @@ def test_status_shows_nodes_runtimes_and_functions(
     ] in rows
     assert ["none", "node-1", *"-" * 9, "no", "driver"] in rows
     assert ["python", "node-1", "up", "10.0", "json"] in rows
-    assert ["default/echo", "r1", "node-1", "up", "0", "1", "2", "3", "12.5"] in rows
+    assert ["default/echo", "r1", "node-1", "up", "0", "1", "2", "3", "4", "12.5"] in rows
 
 
 def test_status_with_json_is_one_object(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from faasd.spec import (
     MAX_SPEC_BYTES,
     FunctionSpec,
     check_name,
+    compact,
     parse_spec,
     revision_of,
     validate_spec,
@@ -535,3 +536,35 @@ def test_any_object_is_a_spec_or_refused(raw: dict[str, Any]) -> None:
         assert len(error.extra.get("faults", [])) <= 20  # noqa: PT017
     else:
         assert validate_spec(json.loads(spec.canonical())) == spec
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"env": {"A": "b"}, "artifacts": {"model": "model.bin"}, "slo": {"latency_ms": 5}},
+        {"contract": "http", "image": "model:v1", "http": {"port": 9000}},
+        {"scheduling": {"tenants": {"team": 2.0}}, "example": {"body": "{}"}},
+    ],
+)
+def test_a_compact_spec_says_the_same(keys: dict[str, Any]) -> None:
+    spec = validate_spec({"name": "echo", **keys})
+
+    small = compact(spec)
+
+    assert small == spec
+    assert small.model_dump(mode="json") == spec.model_dump(mode="json")
+    assert small.canonical() == spec.canonical()
+    assert validate_spec(small.model_dump(mode="json")) == spec
+
+
+def test_compact_specs_share_the_sections_that_are_equal() -> None:
+    limits = {"timeout_s": 7}
+    one = compact(validate_spec({"name": "one", "limits": limits}))
+    other = compact(validate_spec({"name": "other", "limits": limits, "retries": {}}))
+    third = compact(validate_spec({"name": "third", "limits": {"timeout_s": 8}}))
+
+    assert one.limits is other.limits
+    assert one.retries is other.retries
+    assert one.limits is not third.limits
+    assert (one.limits.timeout_s, third.limits.timeout_s) == (7, 8)

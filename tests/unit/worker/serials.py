@@ -209,11 +209,15 @@ class SerialService:
             desk=GpuDesk(GpuLedger(), idle=list, end=lambda _owners: None),
             template_keep_alive_s=600.0,
             cancel_grace_s=cancel_grace_s,
+            woken=self._note_woken,
             emptied=self._note_emptied,
             cores=2,
             tally=self.tally,
         )
         self._numbers = itertools.count()
+
+    def _note_woken(self, service: RevisionService) -> None:
+        del service
 
     def _note_emptied(self, _service: RevisionService) -> None:
         self.emptied += 1

@@ -45,6 +45,7 @@ def separate(tmp_path: Path) -> Tree:
         membership,
         {
             f"cpu/{GROUP}/cpu.cfs_quota_us": "-1\n",
+            f"cpu/{GROUP}/cpu.shares": "1024\n",
             f"pids/{GROUP}/pids.max": "64\n",
             f"memory/{GROUP}/memory.limit_in_bytes": f"{64 * MB}\n",
             f"memory/{GROUP}/memory.memsw.limit_in_bytes": f"{64 * MB}\n",
@@ -66,6 +67,7 @@ def unified(tmp_path: Path) -> Tree:
         f"0::/{group}\n",
         {
             f"{group}/cpu.max": "max 100000\n",
+            f"{group}/cpu.weight": "100\n",
             f"{group}/pids.max": "64\n",
             f"{group}/memory.max": f"{64 * MB}\n",
             f"{group}/memory.swap.max": "max\n",
@@ -107,6 +109,54 @@ def test_the_smallest_share_of_a_core_is_one_that_the_kernel_takes(separate: Tre
     separate.group().limit(Limits(memory_mb=512, cpus=0.001, pids=256))
 
     assert separate[f"cpu/{GROUP}/cpu.cfs_quota_us"] == "1000"
+
+
+def weight(tree: Tree) -> int:
+    [path] = [*tree.root.rglob("cpu.shares"), *tree.root.rglob("cpu.weight")]
+    return int(path.read_text())
+
+
+def test_processors_are_divided_in_proportion_to_what_was_asked_for(either: Tree) -> None:
+    """What one core weighs is what the kernel gives to groups that nobody has weighed."""
+    usual = weight(either)
+    group = either.group()
+
+    for cpus in (0.5, 1.0, 2.0, 16.0):
+        group.limit(Limits(memory_mb=64, cpus=cpus, pids=64))
+        assert weight(either) == cpus * usual
+
+
+@pytest.mark.parametrize(("cpus", "bounds"), [(0.0001, {1, 2}), (4096.0, {10_000, 1 << 18})])
+def test_a_weight_is_one_that_the_kernel_takes(either: Tree, cpus: float, bounds: set[int]) -> None:
+    either.group().weigh(cpus)
+
+    assert weight(either) in bounds
+
+
+def test_the_weight_alone_leaves_the_limits_as_they_are(either: Tree) -> None:
+    def limits() -> dict[Path, str]:
+        files = [path for path in either.root.rglob("*.*") if path.is_file()]
+        return {p: p.read_text() for p in files if p.name not in ("cpu.shares", "cpu.weight")}
+
+    before = limits()
+    either.group().weigh(3.0)
+
+    assert limits() == before
+
+
+def test_processors_are_weighed_even_where_memory_cannot_be_lowered(either: Tree) -> None:
+    def busy(path: Path, text: str, encoding: str | None = None) -> int:
+        if path.name.startswith("memory"):
+            raise OSError(16, "Device or resource busy")
+        return _only_what_exists(path, text, encoding)
+
+    usual = weight(either)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Path, "write_text", busy)
+        with pytest.raises(OSError, match="busy"):
+            either.group().limit(Limits(memory_mb=32, cpus=2.0, pids=77))
+
+    assert weight(either) == 2 * usual
 
 
 def test_a_kernel_without_accounting_of_swap_is_limited_all_the_same(either: Tree) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from faasd.errors import (
     Unavailable,
     UnserialisableResult,
 )
-from faasd.invocation import Reply, StartKind, WorkerReport
+from faasd.invocation import Reply, Revision, StartKind, WorkerReport
 from faasd.settings import WorkerSettings, build
 from tests.loops import in_loop, until
 from tests.unit.worker.nodes import (
@@ -257,7 +260,7 @@ async def test_a_template_that_dies_idle_is_opened_again_by_the_next_call(tmp_pa
         node.register(revision())
         await awaited(node.invoke, call())
         the_sandbox(sandboxes).die()
-        await until(lambda: node.report().functions[0].idle == 0)
+        await until(lambda: not node.report().functions)
 
         assert (await awaited(node.invoke, call())).start is StartKind.COLD
         assert sandboxes.opened == 2
@@ -271,7 +274,7 @@ async def test_a_sandbox_that_was_replaced_takes_nothing_along(tmp_path: Path) -
         await awaited(node.invoke, call())
         former = the_sandbox(sandboxes)
         former.die()
-        await until(lambda: node.report().functions[0].idle == 0)
+        await until(lambda: not node.report().functions)
         await awaited(node.invoke, call())
 
         former.die()
@@ -650,7 +653,7 @@ async def test_a_function_that_cannot_run_here_is_refused_before_anything_starts
             await node.prepare(revision(**spec))
 
         assert caught.value.remedy
-        assert (sandboxes.opened, node.report().functions) == (0, [])
+        assert (sandboxes.opened, len(node._services)) == (0, 0)
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -668,7 +671,7 @@ async def test_a_revision_that_refuses_to_start_is_forgotten_unless_it_was_known
             await node.prepare(revision())
 
         assert caught.value.traceback == "T"
-        assert len(node.report().functions) == known
+        assert len(node._services) == known
 
 
 @in_loop
@@ -682,7 +685,7 @@ async def test_a_deploy_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
         sandboxes.gate.set()
 
         await until(lambda: preparing.done() and sandboxes.opened and not sandboxes.open_sandboxes)
-        assert node.report().functions == []
+        assert not node._services
 
 
 @in_loop
@@ -784,17 +787,68 @@ async def test_logs_are_kept_per_function_and_followed(tmp_path: Path) -> None:
 
 
 @in_loop
+async def test_what_is_known_and_not_used_costs_a_few_kilobytes(tmp_path: Path) -> None:
+    functions = 64
+    async with running(tmp_path) as node:
+        node.register(revision("first"))
+        told = [json.dumps(revision(f"idle-{n}").to_plain()) for n in range(functions)]
+        gc.collect()
+        tracemalloc.start()
+        try:
+            for plain in told:
+                node.register(Revision.from_plain(json.loads(plain)))
+            gc.collect()
+            taken, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+    assert taken / functions / 1024 < 6
+
+
+@in_loop
+async def test_only_what_has_something_here_is_looked_at(tmp_path: Path) -> None:
+    sandboxes = FakeSandboxes()
+    async with running(
+        tmp_path, sandboxes, template_keep_alive_s=0.0, memory_interval_s=0.1
+    ) as node:
+        for name in ("echo", "idle"):
+            node.register(revision(name, scaling={"keep_alive": 0.0}))
+        assert node._holding() == []
+
+        await awaited(node.invoke, call())
+        assert [one.revision.function for one in node._holding()] == ["default/echo"]
+
+        await until(lambda: not sandboxes.open_sandboxes)
+        assert node._holding() == []
+
+
+@in_loop
+async def test_memory_is_looked_at_once_more_when_its_processes_have_ended(tmp_path: Path) -> None:
+    async with running(tmp_path, memory_interval_s=0.1) as node:
+        node.register(revision(scaling={"keep_alive": 0.0}))
+        await awaited(node.invoke, call())
+        [service] = node._holding()
+        service.memory_mb = 50.0
+        service.evict()
+
+        await until(lambda: not node._holding())
+
+        assert service.memory_mb == 0
+        assert node.report().memory_used_mb == 0
+
+
+@in_loop
 async def test_the_report_counts_what_is_there(tmp_path: Path) -> None:
     held = Held()
     async with running(tmp_path, FakeSandboxes({"hold": held}), slots=3) as node:
         node.register(revision("hold", limits={"max_instances": 2}))
-        [before] = node.report().functions
+        before = node.report().functions
         calls = [ask(node, str(n).encode(), "hold") for n in range(5)]
         await until(lambda: len(held.running) == 2)
 
         report = node.report()
         [function] = report.functions
-        assert (before.template, before.starting, before.idle, before.busy) == ("absent", 0, 0, 0)
+        assert before == []
         assert (function.function, function.revision) == ("default/hold", "r1")
         assert (function.template, function.idle, function.busy) == ("ready", 0, 2)
         assert function.queued == 3
@@ -981,7 +1035,7 @@ async def test_what_one_controller_keeps_only_is_its_own(tmp_path: Path) -> None
 
         node.keep_only({"default/echo@r1"}, first)
 
-        assert sorted(one.revision for one in node.report().functions) == ["r1", "r3"]
+        assert sorted(node._services) == ["default/echo@r1", "default/echo@r3"]
 
 
 @in_loop
@@ -995,6 +1049,6 @@ async def test_a_deploy_that_fails_takes_nothing_from_another_controller(tmp_pat
         with pytest.raises(DeployFailed):
             await node.prepare(revision(), owner=second)
 
-        assert [one.revision for one in node.report().functions] == ["r1"]
+        assert list(node._services) == ["default/echo@r1"]
         node.retire("default/echo", "r1", first)
-        assert node.report().functions == []
+        assert not node._services

@@ -27,6 +27,7 @@ import worker.service
 from faasd import clock
 from faasd.errors import DeadlineExceeded, FaasdError, QueueFull
 from faasd.invocation import Reply
+from faasd.policies.ejection import Ejection
 from faasd.policies.readahead import ReadAhead
 from faasd.streams import close
 from tests.loops import VirtualLoop
@@ -45,6 +46,11 @@ class EasilyProved(ReadAhead):
     __slots__ = ()
 
 
+def soon_ejects() -> Ejection:
+    """Two failures in a row are enough for it."""
+    return Ejection(failures=2, most=3, base_s=0.0)
+
+
 class Service(RuleBasedStateMachine):
     @initialize(
         cancel_grace_s=st.sampled_from([1.0, 0.0]),
@@ -61,6 +67,7 @@ class Service(RuleBasedStateMachine):
         self.patches = contextlib.ExitStack()
         self.patches.enter_context(mock.patch.object(clock, "monotonic", self.loop.time))
         self.patches.enter_context(mock.patch.object(worker.service, "ReadAhead", EasilyProved))
+        self.patches.enter_context(mock.patch.object(worker.service, "Ejection", soon_ejects))
         self.deadlines: dict[int, float] = {}
         self.turns: dict[int, float] = {}
         self.failed: set[int] = set()

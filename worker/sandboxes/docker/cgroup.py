@@ -1,4 +1,4 @@
-"""A container's control group, read and written directly: limits, kills for memory, peak.
+"""A container's control group, read and written directly: limits, weight, kills for memory, peak.
 
 Both versions of the hierarchy. Writing the files takes microseconds where the engine's own update
 takes twenty milliseconds; the engine is told afterwards.
@@ -15,6 +15,9 @@ _PROC = Path("/proc")
 _PERIOD_US = 100_000
 # The kernel takes no less.
 _LEAST_QUOTA_US = 1000
+# Of the kernel, by version of the hierarchy: what is usual, which stands for one core, and bounds.
+_SHARES, _LEAST_SHARES, _MOST_SHARES = 1024, 2, 1 << 18
+_WEIGHT, _LEAST_WEIGHT, _MOST_WEIGHT = 100, 1, 10_000
 _MB = 1 << 20
 _DEEPEST = 5
 _CONTROLLERS = ("memory", "cpu", "pids")
@@ -27,6 +30,11 @@ class Limits:
     memory_mb: int
     cpus: float
     pids: int
+
+
+def shares(cpus: float) -> int:
+    """The weight of so many cores as version 1 and the engine have it."""
+    return min(_MOST_SHARES, max(_LEAST_SHARES, round(cpus * _SHARES)))
 
 
 class Cgroup:
@@ -53,6 +61,7 @@ class Cgroup:
         """Apply limits; lower memory may be refused while more is in use. Raises OSError."""
         quota = max(_LEAST_QUOTA_US, round(limits.cpus * _PERIOD_US))
         self._write("pids", "pids.max", str(limits.pids))
+        self.weigh(limits.cpus)
         if self._unified:
             self._write("cpu", "cpu.max", f"{quota} {_PERIOD_US}")
             self._write("memory", "memory.max", str(limits.memory_mb * _MB))
@@ -61,6 +70,14 @@ class Cgroup:
         else:
             self._write("cpu", "cpu.cfs_quota_us", str(quota))
             self._limit_memory(limits.memory_mb * _MB)
+
+    def weigh(self, cpus: float) -> None:
+        """Its part of processors that others want too is in proportion to this. Raises OSError."""
+        if self._unified:
+            weight = min(_MOST_WEIGHT, max(_LEAST_WEIGHT, round(cpus * _WEIGHT)))
+            self._write("cpu", "cpu.weight", str(weight))
+        else:
+            self._write("cpu", "cpu.shares", str(shares(cpus)))
 
     def _limit_memory(self, size: int) -> None:
         """Memory, and memory with swap as the same: the second may never be below the first."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from faasd.invocation import Revision
+from worker.sandboxes.docker.cgroup import shares
 
 _BARE_MEMORY_MB = 64
 # Each namespace has a user of its own, above those of the machine.
@@ -61,7 +63,7 @@ def program(
     host = config["HostConfig"]
     host["Memory"] = host["MemorySwap"] = 2 * spec.resources.memory_mb << 20
     host["PidsLimit"] = spec.resources.pids
-    host["NanoCpus"] = round(spec.resources.cpus * 1e9)
+    host |= processors(spec.resources.cpus)
     host["Binds"] = list(binds)
     host["LogConfig"] = {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "1"}}
     host["Tmpfs"]["/tmp"] = f"rw,exec,nosuid,nodev,size={spec.resources.tmp_mb}m,mode=1777"
@@ -72,6 +74,14 @@ def program(
     if spec.image is None:
         config["WorkingDir"] = CODE
     return config
+
+
+def processors(cpus: float) -> dict[str, int]:
+    """Quota and weight as the engine has them; it refuses more than the machine's cores."""
+    return {
+        "NanoCpus": round(min(cpus, float(os.cpu_count() or cpus)) * 1e9),
+        "CpuShares": shares(cpus),
+    }
 
 
 def without_disk(config: dict[str, Any], volumes: Sequence[str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import aiohttp
 from aiodocker.containers import DockerContainer
 
 from faasd.errors import BadRequest, DeployFailed, FaasdError, Unavailable
+from worker.sandboxes.docker.containers import processors
 
 _BAD_REQUEST, _GONE, _CONFLICT = 400, 404, 409
 _CONFLICT_PAUSE_S = 0.05
@@ -212,8 +213,8 @@ class Engine:
         limits = {
             "Memory": memory_mb << 20,
             "MemorySwap": memory_mb << 20,
-            "NanoCpus": round(cpus * 1e9),
             "PidsLimit": pids,
+            **processors(cpus),
         }
         async with self._asking("updating a container") as docker:
             # aiodocker has no call of its own for this one.

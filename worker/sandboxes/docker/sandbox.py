@@ -186,6 +186,13 @@ class ContainerSandbox(TemplateSandbox):
             return error
         return None
 
+    def weigh(self) -> None:
+        """Its part of contended processors is that of the instances it has now."""
+        if self._cgroup is not None:
+            instances = len(self._links) + len(self._births)
+            with contextlib.suppress(OSError):
+                self._cgroup.weigh(self.revision.spec.resources.cpus * max(1, instances))
+
     def _outside(self, reported: int) -> int:
         """The process that has the number `reported` inside."""
         pids = self._cgroup.pids() if self._cgroup is not None else []
@@ -282,6 +289,8 @@ class ProgramSandbox(ContainerSandbox):
         self.program = await self._begin(self.container)
         with contextlib.suppress(OSError):
             self._program_cgroup = Cgroup(self.program.pid)
+            # As for every other container, whatever the engine made of its shares.
+            self._program_cgroup.weigh(self.revision.spec.resources.cpus)
         lines = self._follow(self._lines(self.program.id))
         self._following = asyncio.get_running_loop().create_task(lines)
         return pid

@@ -440,6 +440,8 @@ class DockerSandboxes:
     async def _look_after(self, sandbox: ContainerSandbox) -> None:
         sandbox.tend()
         await self._tell(sandbox)
+        # Instances end, and engines convert weights for version 2 as they think fit.
+        sandbox.weigh()
 
     async def _tell(self, sandbox: ContainerSandbox) -> None:
         """Let the engine know limits that were written past it: it may write its own again."""

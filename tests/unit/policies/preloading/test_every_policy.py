@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from faasd.policies.preloading import levels
 from faasd.policies.preloading.actions import Cancel, Load, Lower
+from faasd.policies.preloading.assigned import Assigned
 from faasd.policies.preloading.levels import Level, Profile
 from faasd.policies.preloading.loads import Bounds
+from faasd.policies.preloading.policy import Policy
 from faasd.policies.preloading.registry import POLICIES, make
 from tests.unit.policies.preloading.world import World
 
@@ -25,8 +27,20 @@ CHOICES = [
     "instainfer:over=greedy-dual",
     "instainfer:over=pagurus",
     "worth:price=0,margin=1",
+    "assigned",
 ]
 SLACK_MB = 1e-6
+
+
+def build(choice: str) -> Policy:
+    """One policy for all functions, or for every third another one."""
+    if choice != "assigned":
+        return make(choice)
+    policy = Assigned()
+    for function in range(40):
+        if function % 3:
+            policy.assign(function, ("fixed:idle_s=30", "instainfer")[function % 3 - 1])
+    return policy
 
 
 def process(number: int) -> Profile:
@@ -85,7 +99,7 @@ def calls(seed: int, functions: int, count: int, mean_s: float = 20.0) -> list[t
 def world(choice: str, kind: str, *, functions: int = 12, memory_mb: float = 2500.0) -> World:
     scale = 0.15 if kind == "forks" else 1.0
     nodes = {0: memory_mb * scale, 1: 2 * memory_mb * scale}
-    return World(make(choice), {f: MAKERS[kind](f) for f in range(functions)}, nodes)
+    return World(build(choice), {f: MAKERS[kind](f) for f in range(functions)}, nodes)
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -188,7 +202,7 @@ def test_a_policy_decides_the_same_for_the_same_events(choice: str) -> None:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_a_load_that_fails_is_tried_again_ever_more_rarely(choice: str) -> None:
     profiles = {f: process(f) for f in range(6)}
-    there = World(make(choice), profiles, {0: 20_000.0}, broken=range(6))
+    there = World(build(choice), profiles, {0: 20_000.0}, broken=range(6))
     there.run((60.0 * minute + f, f) for minute in range(60) for f in range(6))
     for function in range(6):
         failed = [
@@ -206,7 +220,7 @@ def test_a_load_that_fails_is_tried_again_ever_more_rarely(choice: str) -> None:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_a_load_that_hangs_is_cancelled_and_quarantined(choice: str) -> None:
     profiles = {f: process(f) for f in range(6)}
-    there = World(make(choice), profiles, {0: 20_000.0}, hanging=range(6))
+    there = World(build(choice), profiles, {0: 20_000.0}, hanging=range(6))
     there.run((60.0 * minute + f, f) for minute in range(30) for f in range(6))
     there.advance(there.now + 100.0)
     begun = {act.id for at, act in there.actions if isinstance(act, Load) and at < there.now - 90.0}
@@ -250,7 +264,7 @@ def test_a_node_that_left_is_not_loaded_to(choice: str) -> None:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_time_may_stand_still_and_go_back(choice: str) -> None:
-    policy = make(choice)
+    policy = build(choice)
     policy.node_joined(0, 5000.0, 100.0)
     policy.known(0, process(0), 100.0)
     for at in [100.0, 100.0, 90.0, 0.0, -5.0, 1e9, 5.0, 5.0, 1e-9]:
@@ -267,7 +281,7 @@ def test_time_may_stand_still_and_go_back(choice: str) -> None:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_one_arrival_and_a_million_in_a_second_are_nothing_special(choice: str) -> None:
-    policy = make(choice)
+    policy = build(choice)
     policy.node_joined(0, 5000.0, 0.0)
     policy.known(0, process(0), 0.0)
     policy.known(1, process(1), 0.0)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from faasd.policies.preloading import levels
-from faasd.policies.preloading.actions import Action, Load, Lower
+from faasd.policies.preloading.actions import Action, Cancel, Load, Lower
 from faasd.policies.preloading.instainfer import HORIZON_S, InstaInfer, load_after_s
 from faasd.policies.preloading.levels import Level, Profile
 from faasd.policies.preloading.registry import make
@@ -229,16 +229,16 @@ def test_without_predictor_whatever_was_called_is_placed_at_once() -> None:
     assert loads(until(policy, 0.0, 1.0)) == [(1, 0)]
 
 
-def test_without_scheduler_a_function_gets_an_empty_sandbox_or_none() -> None:
+def test_without_scheduler_a_function_gets_a_sandbox_without_others_or_none() -> None:
     policy = make("instainfer-no-scheduler")
     assert isinstance(policy, InstaInfer)
-    ready(policy, profile(900.0), profile(900.0))
+    ready(policy, profile(100.0), profile(500.0, load_s=0.1), profile(500.0, load_s=9.0))
     expected(policy, 1, 120.0, 0.0)
+    expected(policy, 2, 120.0, 1.0)
     idle(policy, 0, 0, 0.0)
-    assert loads(until(policy, 0.0, 20.0)) == []
-    policy.placed(0, 0, 0, Level.SANDBOX, 20.0)
-    policy.arrived(1, 30.0)
-    assert loads(until(policy, 30.0, 50.0)) == [(1, 0)]
+    actions = until(policy, 0.0, 60.0)
+    assert loads(actions) == [(1, 0)]
+    assert lowered(actions) == []
 
 
 def test_alone_it_keeps_what_the_policy_beneath_keeps() -> None:
@@ -270,3 +270,26 @@ def test_the_policy_beneath_loads_ahead_too() -> None:
     assert loads(list(found)) == [(0, None)]
     policy.placed(3, 0, 0, Level.INSTANCE, at + 560.0, load=found[0].id)
     assert lowered(until(policy, at + 560.0, at + 600.0)) == []
+
+
+def test_a_load_that_takes_no_memory_of_the_node_is_not_given_up_for_any() -> None:
+    policy = InstaInfer()
+    ready(policy, profile(900.0), profile(900.0), profile(100.0), budget_mb=2 * 2047.0)
+    expected(policy, 1, 120.0, 0.0)
+    idle(policy, 2, 2, 0.0)
+    idle(policy, 0, 0, 1.0)
+    assert loads(until(policy, 1.0, 9.0)) == [(1, 0)]
+    policy.pressed(0, 100.0, 9.5)
+    assert lowered(policy.decide(9.5)) == [2]
+    assert len(policy.loads) == 1
+
+
+def test_a_load_into_a_sandbox_that_is_gone_is_no_fault_of_the_function() -> None:
+    policy = InstaInfer()
+    ready(policy, profile(900.0), profile(900.0))
+    expected(policy, 1, 120.0, 0.0)
+    idle(policy, 0, 0, 0.0)
+    (load,) = [one for one in until(policy, 0.0, 9.0) if isinstance(one, Load)]
+    policy.dropped(0, 9.5)
+    assert [one.load for one in policy.decide(9.5) if isinstance(one, Cancel)] == [load.id]
+    assert policy.loads.quarantine.listing() == {}

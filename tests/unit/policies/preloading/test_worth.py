@@ -279,7 +279,7 @@ def test_a_rare_second_copy_is_worth_less_than_the_first_one_of_another() -> Non
     policy.began(2, 0, 385.1)
     policy.idled(0, 386.0)
     policy.idled(2, 387.0)
-    first, second = policy.explain(2, 2000.0), policy.explain(0, 2000.0)
+    first, second = policy.explain(2, 400.0), policy.explain(0, 400.0)
     assert first.density is not None
     assert second.density is not None
     assert second.density < first.density

@@ -319,6 +319,7 @@ class World:
         """Its own most recently used idle place; else what another left, the highest level first."""
         own = [self.places[one] for one in self._of[function] if not self.places[one].busy]
         own = [one for one in own if not self._is_template(one)]
+        own = [one for one in own if one.host is None or not self.places[one.host].busy]
         if own:
             return max(own, key=lambda one: (one.level, one.host is None, one.used_at, -one.id))
         mine = self.profiles[function]
