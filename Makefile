@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: install demo test lint types imports unit integration docker images image-context \
   image-python image-python-torch image-daemon lowest bench-coldstart bench-overhead bench-burst bench-containers \
-  bench-wire bench-peers bench-scaling bench-controllers bench-scheduling clean
+  bench-wire bench-peers bench-scaling bench-controllers bench-scheduling bench-preloading clean
 
 install: $(STAMP)
 
@@ -103,7 +103,7 @@ $(VENV)-lowest/.installed: pyproject.toml constraints-lowest.txt
 	@touch $@
 
 # More options by ARGS, e.g. make bench-peers ARGS="--peers faasd,mosec --rounds 5"
-bench-coldstart bench-overhead bench-burst bench-containers bench-wire bench-scaling bench-controllers bench-scheduling: install
+bench-coldstart bench-overhead bench-burst bench-containers bench-wire bench-scaling bench-controllers bench-scheduling bench-preloading: install
 	$(BIN)/python -m bench.$(subst bench-,,$@) $(ARGS)
 
 bench-peers: install

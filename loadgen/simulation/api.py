@@ -121,8 +121,8 @@ def check_nodes(nodes: Sequence[Node]) -> Sequence[Node]:
 def check_memory(engine: Engine) -> None:
     """Raises UsageError where no function fits anywhere: nothing could be simulated."""
     if len(engine.never_fit()) == len(engine.workload.models):
-        least_mb = min(map(engine.needs_mb, range(len(engine.workload.models))))
-        most_mb = max(node.memory_mb for node in engine.nodes)
+        least_mb = min(map(engine.world.needs_mb, range(len(engine.workload.models))))
+        most_mb = max(node.memory_mb for node in engine.world.nodes)
         raise UsageError(
             f"No function fits into {most_mb:,.0f} MB, which is the memory of the largest node; "
             f"the smallest needs {least_mb:,.0f} MB: raise --memory."

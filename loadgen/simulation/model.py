@@ -66,6 +66,11 @@ class Model:
         """The level of a template that is ready; only with forks."""
         return self.profile.stage(Level.RESIDENT).level
 
+    @property
+    def hop_s(self) -> float:
+        """What a call waits for even where an instance is idle."""
+        return self.profile.stage(Level.INSTANCE).start_s
+
     def at_once(self, cores: float) -> int:
         """Instances that a worker has at once, as it decides: more than cores only if runs differ."""
         if self.computes < 0.5:

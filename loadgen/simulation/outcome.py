@@ -69,7 +69,7 @@ class Outcome:
         times, record = self.workload.times_s, self.record
         sandbox, libs, load = record.waits_s
         models = self.workload.models
-        hop_s = [one.profile.top.start_s for one in models]
+        hop_s = [one.hop_s for one in models]
         queue, runs = array("d"), array("d")
         columns = zip(
             times,
@@ -150,7 +150,7 @@ class Outcome:
 
 
 def outcome_of(engine: Engine, policy: str, nodes: tuple[Node, ...], took_s: float) -> Outcome:
-    memory = engine.memory
+    memory = engine.world.memory
     return Outcome(
         policy=policy,
         nodes=nodes,
@@ -160,8 +160,8 @@ def outcome_of(engine: Engine, policy: str, nodes: tuple[Node, ...], took_s: flo
         peak_mb=memory.peak_mb,
         memory_bins_mb=[one / memory.bin_s for one in memory.bins_mb_s],
         bin_s=memory.bin_s,
-        loads=engine.loads,
-        loader_cpu_s=engine.loader_cpu_s,
+        loads=engine.loading.begun,
+        loader_cpu_s=engine.jobs.loader_cpu_s,
         ended_at=engine.ended_at,
         took_s=took_s,
     )

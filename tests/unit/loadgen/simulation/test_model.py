@@ -37,7 +37,7 @@ def test_the_references_have_the_eight_models(name: str) -> None:
 def test_processes_are_instainfers_sizes_and_add_up_to_its_sum() -> None:
     models = read_profiles("processes")
 
-    assert sum(one.profile.top.private_mb for one in models.values()) == 8792
+    assert sum(one.profile.stages[-1].private_mb for one in models.values()) == 8792
 
 
 def test_a_start_waits_for_half_of_a_sandbox_and_computes_the_rest() -> None:
@@ -94,7 +94,7 @@ def test_levels_may_be_given_one_by_one(write: Write) -> None:
     model = read_profiles(str(path))["f"]
 
     assert model.steps(Level.ABSENT, Level.INSTANCE) == (Step(LOAD, 1.0, 1.0),)
-    assert (model.profile.exec_s, model.profile.top.private_mb) == (0.5, 50)
+    assert (model.profile.exec_s, model.profile.stages[-1].private_mb) == (0.5, 50)
 
 
 @pytest.mark.parametrize(

@@ -109,11 +109,11 @@ def test_every_call_has_one_end_and_no_node_holds_more_than_it_has(choice: str, 
         engine = Engine(drawn, make(choice), some, router=router_of("auto", 1), timeout_s=30.0)
         engine.run()
 
-        assert engine.memory.least_free_mb >= -1e-3
+        assert engine.world.memory.least_free_mb >= -1e-3
         assert engine.left == 0
         for node in range(len(some)):
             believed_mb = engine.policy.book.ledger.used_mb(node)
-            assert believed_mb == pytest.approx(engine.memory.ledger.used_mb(node), abs=1e-3)
+            assert believed_mb == pytest.approx(engine.world.memory.ledger.used_mb(node), abs=1e-3)
         account(simulate(drawn, policy=choice, nodes=some, timeout_s=30.0))
 
 
