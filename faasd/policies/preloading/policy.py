@@ -3,8 +3,8 @@
 The contract with a driver, which is a worker or the simulator:
 
 1. Functions, nodes and places are small numbers of the driver's. A place is what can be kept or
-   dropped by itself: an instance, a template, a sandbox with libraries or bare. The driver reuses the
-   most recently used place of those that serve equally well.
+   dropped by itself: an instance, a template, a sandbox with libraries or bare. For a call the driver
+   takes the idle place at the highest level that can serve it, the most recently used of equal ones.
 2. It calls the method named for an event, and `decide` when `due` has come: `due` is in the past as
    soon as there is something to do. It carries out the actions in their order, and calls nothing here
    in between but what they bring about at once.
