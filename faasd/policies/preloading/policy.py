@@ -194,10 +194,8 @@ class Policy(abc.ABC):
     def decide(self, now: float) -> list[Action]:
         """What to do now. Nothing that was said once is said again."""
         for late in self.loads.overdue(now):
-            load = late.load
-            self.loads.failed(load.id, f"not done after {now - late.began_at:.0f} s", now)
-            self._act(Cancel(load.id, _HUNG))
-            self._load_ended(load.function, load.node, now)
+            self.failed(late.load.id, f"not done after {now - late.began_at:.0f} s", now)
+            self._act(Cancel(late.load.id, _HUNG))
         due = self._tick(now)
         actions, self._actions = self._actions, []
         self.due = min(due, self.loads.due)
