@@ -44,7 +44,8 @@ class Load:
 
     Answered by `placed(..., load=id)` or by `failed(id, ...)`. `host` is the place of another
     function in whose sandbox it is to be, `place` the one that is to be raised; a new place is
-    made where there is neither.
+    made where there is neither. A place that a call began in the meantime is left to that, and the
+    load answered with `placed` as the place is then.
     """
 
     id: int

@@ -122,14 +122,6 @@ class Assigned(Relaying):
             policy.dropped(place, now)
             self._follow(policy)
 
-    def failed(self, load: int, reason: str, now: float) -> None:
-        theirs = self._theirs.pop(load, None)
-        super().failed(load, reason, now)
-        if theirs is not None:
-            policy, number = theirs
-            policy.failed(number, reason, now)
-            self._follow(policy)
-
     def pressed(self, node: int, over_mb: float, now: float) -> None:
         over_mb -= self._leaving_mb[node]
         for policy in self.policies:

@@ -25,14 +25,17 @@ class Step:
     load_cpu_s: float
 
 
-def ladder(profile: Profile) -> tuple[Step, ...]:
+def ladder(profile: Profile, *, steps: bool = True) -> tuple[Step, ...]:
+    """Without `steps`, all or nothing: of places, and of templates."""
     stages = [profile.takes(one.level) for one in profile.stages]
-    if not profile.forks:
-        return _hull(profile, stages)
-    instance = stages[-1] if stages[-1].level is Level.INSTANCE else None
-    steps = _hull(profile, stages[:-1] if instance else stages)
+    instance = stages[-1] if profile.forks and stages[-1].level is Level.INSTANCE else None
+    if instance is not None:
+        del stages[-1]
+    if not steps:
+        stages = [stages[0], *stages[1:][-1:]]
+    found = _hull(profile, stages)
     if instance is None:
-        return steps
+        return found
     below = profile.stage(Level.RESIDENT)
     last = Step(
         below.level,
@@ -41,18 +44,18 @@ def ladder(profile: Profile) -> tuple[Step, ...]:
         max(LEAST_MB, _size_mb(instance)),
         instance.load_cpu_s,
     )
-    return (*steps, last)
+    return (*found, last)
 
 
 def _hull(profile: Profile, stages: list[Stage]) -> tuple[Step, ...]:
-    steps: list[Step] = []
+    found: list[Step] = []
     at = stages[0]
     above = stages[1:]
     while above:
         best = max(above, key=lambda one: (_density(at, one), one.level))
         if best.start_s >= at.start_s:
             break
-        steps.append(
+        found.append(
             Step(
                 at.level,
                 best.level,
@@ -63,7 +66,7 @@ def _hull(profile: Profile, stages: list[Stage]) -> tuple[Step, ...]:
         )
         above = [one for one in above if one.level > best.level]
         at = best
-    return tuple(steps)
+    return tuple(found)
 
 
 def _density(low: Stage, high: Stage) -> float:

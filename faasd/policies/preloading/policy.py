@@ -3,8 +3,8 @@
 The contract with a driver, which is a worker or the simulator:
 
 1. Functions, nodes and places are small numbers of the driver's. A place is what can be kept or
-   dropped by itself: an instance, a template, a sandbox with libraries or bare. The driver reuses the
-   most recently used place of those that serve equally well.
+   dropped by itself: an instance, a template, a sandbox with libraries or bare. For a call the driver
+   takes the idle place at the highest level that can serve it, the most recently used of equal ones.
 2. It calls the method named for an event, and `decide` when `due` has come: `due` is in the past as
    soon as there is something to do. It carries out the actions in their order, and calls nothing here
    in between but what they bring about at once.
@@ -194,10 +194,8 @@ class Policy(abc.ABC):
     def decide(self, now: float) -> list[Action]:
         """What to do now. Nothing that was said once is said again."""
         for late in self.loads.overdue(now):
-            load = late.load
-            self.loads.failed(load.id, f"not done after {now - late.began_at:.0f} s", now)
-            self._act(Cancel(load.id, _HUNG))
-            self._load_ended(load.function, load.node, now)
+            self.failed(late.load.id, f"not done after {now - late.began_at:.0f} s", now)
+            self._act(Cancel(late.load.id, _HUNG))
         due = self._tick(now)
         actions, self._actions = self._actions, []
         self.due = min(due, self.loads.due)

@@ -31,8 +31,11 @@ Victim = tuple[int, float, float]
 class Ranked(Policy):
     """Subclasses keep `_calls` up, and say what is loaded when."""
 
-    def __init__(self, *, price: float, margin: float, bounds: Bounds | None = None) -> None:
+    def __init__(
+        self, *, price: float, margin: float, steps: bool, bounds: Bounds | None = None
+    ) -> None:
         super().__init__(bounds=bounds)
+        self._steps = steps
         self._price = price
         self._margin = margin
         self._calls: dict[int, Calls] = {}
@@ -43,7 +46,7 @@ class Ranked(Policy):
         """By node: what memory was worth when it was last taken, and when that was."""
 
     def known(self, function: int, profile: Profile, now: float) -> None:
-        self._ladders[function] = ladder(profile)
+        self._ladders[function] = ladder(profile, steps=self._steps)
         super().known(function, profile, now)
 
     def explain(self, place: int, now: float) -> Why:

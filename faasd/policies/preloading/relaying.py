@@ -14,6 +14,14 @@ class Relaying(Policy):
         super().__init__(bounds=bounds)
         self._theirs: dict[int, tuple[Policy, int]] = {}
 
+    def failed(self, load: int, reason: str, now: float) -> None:
+        theirs = self._theirs.pop(load, None)
+        super().failed(load, reason, now)
+        if theirs is not None:
+            policy, number = theirs
+            policy.failed(number, reason, now)
+            self._follow(policy)
+
     def _follow(self, policy: Policy) -> None:
         """It may want something sooner than before."""
         self.due = min(self.due, policy.due)

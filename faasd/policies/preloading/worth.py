@@ -22,6 +22,7 @@ from faasd.policies.preloading.actions import Why
 from faasd.policies.preloading.arrivals.calls import INCESSANT, LEAST_REVIEW_S, STALE, Calls
 from faasd.policies.preloading.arrivals.mixture import Everyone
 from faasd.policies.preloading.arrivals.outlook import FIRST_S, Outlook, steady
+from faasd.policies.preloading.arrivals.score import MODELS
 from faasd.policies.preloading.book import BUSY
 from faasd.policies.preloading.ladder import LEAST_MB, Step
 from faasd.policies.preloading.lazyheap import LazyHeap
@@ -53,13 +54,23 @@ class Worth(Ranked):
         price: float = 1e-6,
         loader_price: float = 0.1,
         margin: float = 1.5,
+        arrivals: str = "mixture",
+        steps: bool = True,
+        ahead: bool = True,
         bounds: Bounds | None = None,
     ) -> None:
         """`price` is in seconds of waiting per megabyte and second: a GB for a quarter of an hour
         is worth one second. `loader_price` is in seconds of waiting per second of loading.
+
+        To see what parts are good for: `arrivals` names another model of them, without `steps`
+        places are held whole or not at all, and without `ahead` nothing is loaded before a call.
         """
-        super().__init__(price=price, margin=margin, bounds=bounds)
+        super().__init__(price=price, margin=margin, steps=steps, bounds=bounds)
+        if arrivals not in MODELS:
+            raise ValueError(f"there is no model {arrivals!r}; choose one of {', '.join(MODELS)}")
         self._loader_price = loader_price
+        self._may_load_ahead = ahead
+        self._model_of = MODELS[arrivals]
         self._everyone = Everyone()
         self._reviews = LazyHeap()
         self._wanted = LazyHeap()
@@ -71,7 +82,7 @@ class Worth(Ranked):
         """How often calls of a function had to start their second copy, their third."""
         self._spills: dict[int, int] = {}
         """How often they had to go to one more node."""
-        self._ahead = False
+        self._loaded_ahead = False
 
     # Events
 
@@ -83,7 +94,7 @@ class Worth(Ranked):
                 self._review_at(function, now + LEAST_REVIEW_S)
 
     def _function_added(self, function: int, now: float) -> None:
-        self._calls[function] = Calls(self._everyone.newcomer(), now)
+        self._calls[function] = Calls(self._model_of(self._everyone), now)
         self._review_at(function, now)
 
     def _function_removed(self, function: int, now: float) -> None:
@@ -104,7 +115,7 @@ class Worth(Ranked):
         load: int | None = None,
         host: int | None = None,
     ) -> None:
-        self._ahead = load is not None
+        self._loaded_ahead = load is not None
         super().placed(place, function, node, level, now, load=load, host=host)
         if load is not None:
             self._look_again(now)
@@ -113,7 +124,7 @@ class Worth(Ranked):
         """See whether calls had one place more made than there were; what is loaded ahead is not."""
         del now
         function = self._owner[place]
-        if self._ahead or function not in self._calls:
+        if self._loaded_ahead or function not in self._calls:
             return
         others = [one for one in self.book.places(function) if one != place]
         if self.book.level[place] is Level.INSTANCE:
@@ -229,6 +240,8 @@ class Worth(Ranked):
     def _raise(self, function: int, now: float) -> bool:
         """Load it to the highest step that pays, or one copy more; whether nothing is to be wished."""
         self._wanted.discard(function)
+        if not self._may_load_ahead:
+            return True
         if self._is_on_the_move(function):
             return False
         missing, best = self._missing(function), self._best_place(function)

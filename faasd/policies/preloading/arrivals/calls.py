@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 
-from faasd.policies.preloading.arrivals.mixture import Mixture
-from faasd.policies.preloading.arrivals.model import SHORT_S
+from faasd.policies.preloading.arrivals.model import SHORT_S, GapModel
 from faasd.policies.preloading.arrivals.outlook import Outlook, look_out, steady
 
 LEAST_REVIEW_S = 5.0
@@ -32,7 +31,7 @@ class Calls:
         "since",
     )
 
-    def __init__(self, model: Mixture, now: float) -> None:
+    def __init__(self, model: GapModel, now: float) -> None:
         self.model = model
         self.since = now
         self.last = now

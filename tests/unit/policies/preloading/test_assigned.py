@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from faasd.policies.preloading import levels
-from faasd.policies.preloading.actions import Load, Lower
+from faasd.policies.preloading.actions import Cancel, Load, Lower, Why
 from faasd.policies.preloading.assigned import Assigned
 from faasd.policies.preloading.levels import Level
 
@@ -104,3 +104,15 @@ def test_a_place_taken_by_another_function_goes_by_the_others_policy() -> None:
     assert lowered(policy, 609.0) == []
     assert lowered(policy, 610.0) == [0]
     assert policy.explain(0, 10.0).rule.startswith("kept for another")
+
+
+def test_a_load_that_hangs_is_no_more_tried_by_the_policy_that_wanted_it() -> None:
+    policy = Assigned("fixed")
+    policy.assign(0, "worth")
+    ready(policy, 1, 5000.0)
+    (load,) = [one for one in policy.decide(0.0) if isinstance(one, Load)]
+    assert [one for one in policy.decide(60.0) if isinstance(one, Cancel)] == [
+        Cancel(load.id, Why("the load is overdue"))
+    ]
+    fault = policy.policy_of(0).loads.quarantine.listing()[0, 0]
+    assert fault.reason == "not done after 60 s"

@@ -84,6 +84,16 @@ def test_the_last_step_of_a_ladder_with_forks_is_one_more_place() -> None:
     assert instance.adds_mb == 4.0
 
 
+def test_a_ladder_may_have_one_step_only_beside_forks() -> None:
+    (step,) = ladder(PLAIN, steps=False)
+    assert (step.below, step.level) == (Level.ABSENT, Level.INSTANCE)
+    assert step.saves_s == pytest.approx(3.5)
+    assert [step.level for step in ladder(FORKED, steps=False)] == [
+        Level.RESIDENT,
+        Level.INSTANCE,
+    ]
+
+
 def test_what_is_shared_is_counted_once_on_a_node() -> None:
     ledger = Ledger()
     ledger.open(0, 1000.0)

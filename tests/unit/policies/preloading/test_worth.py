@@ -345,3 +345,40 @@ def test_hot_medium_and_rare_functions_are_served_in_that_order_of_certainty() -
     assert shares == sorted(shares, reverse=True)
     assert shares[0] > 0.95
     assert shares[1] > 0.8
+
+
+def test_parts_of_it_can_be_left_out_to_see_what_they_are_good_for() -> None:
+    policy = make("worth:ahead=no")
+    policy.node_joined(0, 5000.0, 0.0)
+    policy.known(0, process(), 0.0)
+    assert [one for at in range(100) for one in policy.decide(float(at))] == []
+    whole = Worth(steps=False)
+    ready(whole, process(1000.0, import_s=2.0), budget_mb=1100.0)
+    idle(whole, 0, 0, 0.0)
+    whole.pressed(0, 300.0, 1.0)
+    assert lowered(whole.decide(1.0)) == [(0, Level.ABSENT)]
+    with pytest.raises(ValueError, match="choose one of exponential, shared"):
+        make("worth:arrivals=crystal ball")
+
+
+def test_one_more_node_is_held_where_calls_had_to_go_there_often() -> None:
+    """Its template was made on the second node twice by calls, and evicted again."""
+    policy = Worth()
+    policy.node_joined(0, 5000.0, 0.0)
+    policy.node_joined(1, 5000.0, 0.0)
+    policy.known(0, fork("bert"), 0.0)
+    (load,) = policy.decide(0.0)
+    assert isinstance(load, Load)
+    policy.placed(0, 0, 0, Level.INSTANCE, 3.0)
+    policy.placed(1, 0, 0, Level.RESIDENT, 3.0, load=load.id)
+    for number in range(3):
+        at = 10.0 + 20.0 * number
+        policy.arrived(0, at)
+        policy.began(0, 0, at)
+        policy.placed(2, 0, 1, Level.RESIDENT, at)
+        policy.idled(0, at + 1.0)
+        policy.dropped(2, at + 2.0)
+    found = [one for at in range(60, 120) for one in policy.decide(float(at))]
+    assert [(one.node, one.level) for one in found if isinstance(one, Load)] == [
+        (1, Level.RESIDENT)
+    ]

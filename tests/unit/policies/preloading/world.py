@@ -316,14 +316,16 @@ class World:
         return False
 
     def _reusable(self, function: int) -> Place | None:
-        """Its own most recently used idle place; else what another left, the highest level first."""
+        """Its own most recently used idle place; what another left, where that is at a higher level."""
         own = [self.places[one] for one in self._of[function] if not self.places[one].busy]
         own = [one for one in own if not self._is_template(one)]
         own = [one for one in own if one.host is None or not self.places[one.host].busy]
-        if own:
-            return max(own, key=lambda one: (one.level, one.host is None, one.used_at, -one.id))
+        best = max(
+            own, key=lambda one: (one.level, one.host is None, one.used_at, -one.id), default=None
+        )
+        if best is not None and best.level is Level.INSTANCE:
+            return best
         mine = self.profiles[function]
-        best: Place | None = None
         for one in self.places.values():
             theirs = self.profiles[one.function]
             if one.busy or one.host is not None or one.level > Level.LIBRARIES:
@@ -332,11 +334,7 @@ class World:
                 continue
             if theirs.runtime != mine.runtime and one.level > Level.SANDBOX:
                 continue
-            if best is None or (one.level, one.used_at, -one.id) > (
-                best.level,
-                best.used_at,
-                -best.id,
-            ):
+            if best is None or one.level > best.level:
                 best = one
         return best
 
