@@ -3,7 +3,7 @@
 simulated   1,000 functions in virtual time, InstaInfer's setting: which share of calls to hot, medium and
             rare functions finds everything loaded, on nodes of 16 GB, in both models of memory
 
-python -m bench.preloading [--parts simulated] [--nodes 6] [--hours 4]
+python -m bench.preloading [--parts simulated] [--nodes 4,6] [--hours 4]
 """
 
 from __future__ import annotations

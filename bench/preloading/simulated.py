@@ -39,20 +39,24 @@ ROWS = (
 def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("simulated")
     group.add_argument("--hours", type=float, default=4)
-    group.add_argument("--nodes", type=int, default=6, help="of 16 GB and 16 cores")
+    group.add_argument("--nodes", default="6", help="of 16 GB and 16 cores; several by commas")
     group.add_argument("--rows", help="only those whose model/policy has one of these, by commas")
     group.add_argument("--seed", type=int, default=0)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     trace = thousand(options.hours * 3600, options.seed)
-    nodes = [Node(16_384, cores=16)] * options.nodes
     row(f"{len(trace.functions)} functions", *HEADER)
     figures: dict[str, Any] = {}
-    for model, policy in chosen(options.rows):
-        outcome = simulate(workload(trace, model, options.seed), policy=policy, nodes=nodes)
-        row(f"{model}/{policy}", *cells(outcome))
-        figures[f"{model}/{policy}"] = {**outcome.row(), "classes": rates(outcome)}
+    for count in map(int, options.nodes.split(",")):
+        for model, policy in chosen(options.rows):
+            outcome = simulate(
+                workload(trace, model, options.seed),
+                policy=policy,
+                nodes=[Node(16_384, cores=16)] * count,
+            )
+            row(f"{model}/{policy}", str(count), *cells(outcome))
+            figures[f"{model}/{policy}/{count}"] = {**outcome.row(), "classes": rates(outcome)}
     return figures
 
 
@@ -64,6 +68,7 @@ def chosen(text: str | None) -> Iterator[tuple[str, str]]:
 
 
 HEADER = (
+    "nodes",
     "hot",
     "medium",
     "rare",

@@ -162,17 +162,29 @@ def scatter(
         _axis_title(x_title, height),
         f'<polyline class="front" points="{joined}"/>',
     ]
+    labelled: list[tuple[float, float]] = []
     for one in points:
         left, top = x(one.x), y(one.y)
         end = left > WIDTH - 200
+        at = _clear_of(labelled, left, top - 10)
+        labelled.append((left, at))
         parts.append(
             f'<g data-series="{one.css}"><circle class="fill {one.css}" cx="{left:.1f}" '
             f'cy="{top:.1f}" r="6"/><text class="label" x="{left - 10 if end else left + 10:.1f}" '
-            f'y="{top - 10:.1f}" text-anchor="{"end" if end else "start"}">'
+            f'y="{at:.1f}" text-anchor="{"end" if end else "start"}">'
             f"{escape(_shortened(one.name))}</text></g>"
         )
         parts.append(_hover(left - 9, top - 9, 18, 18, [one.name, *one.lines]))
     return _svg(height, parts, title)
+
+
+def _clear_of(labelled: Sequence[tuple[float, float]], left: float, at: float) -> float:
+    """As low as a label can be without covering one that is there."""
+    for _, other in sorted(labelled, key=lambda one: -one[1]):
+        near = any(abs(x - left) < LABEL_WIDTH / 1.5 and abs(y - at) < 14 for x, y in labelled)
+        if near:
+            at = min(at, other - 14)
+    return at
 
 
 def front(points: Sequence[Point]) -> list[Point]:

@@ -37,7 +37,7 @@ from loadgen.session import Outcome as Replayed
 from loadgen.simulation.outcome import Outcome
 from loadgen.traces.model import Trace
 
-COLOURS = 8
+COLOURS = 12
 KINDS = START_KINDS
 END = (
     "Latency counts from arrival. Figures of latency are those of calls that were served. Loaded: the share "

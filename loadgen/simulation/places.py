@@ -118,7 +118,7 @@ class Places:
         self.memory.hold(node, stage, now)
         self._belong(place)
         self._list(place)
-        self._tell(place, now, load)
+        self.tell(place, now, load)
         return place
 
     def turn_into(
@@ -132,18 +132,20 @@ class Places:
         if host != NOWHERE:
             del self._inside[host][place]
             self.host[place] = NOWHERE
+        # What was being loaded for its owner before finds that it is another's.
+        self.raised[place] = 0
         before, stage = self._stage[place], self._profiles[function].takes(level)
         self.owner[place], self.pool[place], self.level[place] = function, pool, level
         self.memory.change(self.node[place], now, stage, before)
         self._stage[place] = stage
         self._belong(place)
         self._list(place)
-        self._tell(place, now, load)
+        self.tell(place, now, load)
 
     def rise(self, place: int, level: Level, now: float, load: int) -> None:
         """A load has brought it to a higher level, where it is."""
         self._move(place, level, now)
-        self._tell(place, now, load)
+        self.tell(place, now, load)
 
     def sink(self, place: int, level: Level, now: float) -> None:
         """It is stripped down to a lower level."""
@@ -151,7 +153,7 @@ class Places:
             for one in list(self._forks.get(self.pool[place], ())):
                 self.remove(one, now)
         self._move(place, level, now)
-        self._tell(place, now, None)
+        self.tell(place, now)
 
     def _move(self, place: int, level: Level, now: float) -> None:
         self._unlist(place)
@@ -162,10 +164,6 @@ class Places:
         self.level[place] = level
         self._belong(place)
         self._list(place)
-
-    def tell(self, place: int, now: float, load: int | None = None) -> None:
-        """Say again what it is."""
-        self._tell(place, now, load)
 
     def remove(self, place: int, now: float) -> None:
         for one in list(self._inside.pop(place, ())):
@@ -213,7 +211,8 @@ class Places:
         stage = self._profiles[function].takes(level)
         return self.memory.missing_mb(self.node[place], stage) - self.private_mb(place)
 
-    def _tell(self, place: int, now: float, load: int | None) -> None:
+    def tell(self, place: int, now: float, load: int | None = None) -> None:
+        """Say to the policy what a place is."""
         host = self.host[place]
         self.policy.placed(
             place,

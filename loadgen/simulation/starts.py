@@ -93,11 +93,7 @@ class Starts:
         template = places.templates.get(pool, NOWHERE)
         since, kind, template_after = model.profile.floor.level, POOLED, -1
         if template == NOWHERE:
-            spare = places.best_spare(pool)
-            if spare == NOWHERE:
-                places.make(pool, model.template, now)
-            else:
-                places.turn_into(spare, pool, model.template, now)
+            self._bring(pool, model.template, now)
             known.template_starts = True
             template_after = len(model.steps(since, model.template))
             kind = COLD if since is Level.ABSENT else POOLED
@@ -107,11 +103,20 @@ class Starts:
             places.fresh[template] = 0
             if since < model.template or places.host[template] != NOWHERE:
                 places.turn_into(template, pool, model.template, now)
-        place = places.make(pool, Level.INSTANCE, now)
+        place = self._bring(pool, Level.INSTANCE, now)
         places.occupy(place, now)
         places.fresh[place] = kind
         steps = model.steps(since, Level.INSTANCE)
         return self._jobs.begin(pool, steps, now, place=place, template_after=template_after)
+
+    def _bring(self, pool: int, level: Level, now: float) -> int:
+        """A place at a level, out of what is less than that, or new."""
+        places = self._world.places
+        spare = places.best_spare(pool)
+        if spare == NOWHERE:
+            return places.make(pool, level, now)
+        places.turn_into(spare, pool, level, now)
+        return spare
 
     def _missing_to_fork_mb(self, pool: int) -> float:
         function, node = divmod(pool, len(self._world.nodes))

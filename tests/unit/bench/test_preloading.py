@@ -37,12 +37,13 @@ def test_copies_of_a_model_share_no_weights() -> None:
 def test_the_command_prints_a_row_for_each_and_ends_with_the_figures(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--parts", "simulated", "--hours", "0.02", "--rows", "forks/fixed,processes/fixed"]
+    options = ["--hours", "0.02", "--nodes", "1,2", "--rows", "forks/fixed,processes/fixed"]
     monkeypatch.setattr(sys, "argv", ["bench.preloading", *options])
 
     main()
 
     *_, last = capsys.readouterr().out.strip().splitlines()
     found = json.loads(last.removeprefix("RESULT "))["simulated"]
-    assert set(found) == {"forks/fixed", "processes/fixed", "processes/fixed:keeps=sandbox"}
-    assert set(found["forks/fixed"]["classes"]) == {"hot", "medium", "rare"}
+    rows = {"forks/fixed", "processes/fixed", "processes/fixed:keeps=sandbox"}
+    assert set(found) == {f"{one}/{nodes}" for one in rows for nodes in (1, 2)}
+    assert set(found["forks/fixed/2"]["classes"]) == {"hot", "medium", "rare"}
