@@ -30,9 +30,9 @@ QUIET = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "CUDA_MODULE_LOADING": "LAZY",
-    "MALLOC_MMAP_THRESHOLD_": "1048576",
-    # What a call allocated and freed is kept for the next one, up to here: to get it anew page by
-    # page costs more than many a handler does.
+    # What a call allocated and freed is kept for the next one, up to here, buffers of a megabyte
+    # included: to get it anew page by page costs more than many a handler does.
+    "MALLOC_MMAP_THRESHOLD_": "2097152",
     "MALLOC_TRIM_THRESHOLD_": "4194304",
     # Would start a thread at import, which a fork loses.
     "ORT_DISABLE_TELEMETRY": "1",
