@@ -166,17 +166,18 @@ def test_starts_beyond_what_a_node_does_at_once_wait_for_others() -> None:
 
 
 class Ahead(Fixed):
-    """Loads function 0 into memory at a time."""
+    """Loads function 0 into memory at a time, perhaps into the sandbox of another."""
 
-    def __init__(self, at: float, level: Level = Level.INSTANCE) -> None:
+    def __init__(self, at: float, level: Level = Level.INSTANCE, host: int | None = None) -> None:
         super().__init__()
-        self._at, self._to = at, level
+        self._at, self._to, self._host = at, level, host
         self.due = at
 
     def _tick(self, now: float) -> float:
         if now >= self._at:
             self._at = math.inf
-            self._act(self.loads.start(0, 0, self._to, now, Why("it is time")))
+            load = self.loads.start(0, 0, self._to, now, Why("it is time"), host=self._host)
+            self._act(load)
         return min(super()._tick(now), self._at)
 
 
@@ -219,3 +220,24 @@ def test_a_load_gets_what_a_call_leaves_of_a_core() -> None:
     _, beside, waiting = latencies(outcome)
     assert beside == pytest.approx(1.01 + HOP, abs=1e-6)
     assert waiting == pytest.approx((10.0 + 1.0 + 3.25 - 11.5) + 1.0 + HOP, abs=1e-6)
+
+
+def test_what_was_loaded_into_the_sandbox_of_another_takes_that_over() -> None:
+    """Without the start of a sandbox. The process that was there is gone, and is started anew."""
+    calls = workload([process(), process()], [(0.0, 1), (20.0, 0), (30.0, 0), (40.0, 1)])
+
+    outcome = simulate(calls, policy=Ahead(10.0, host=0), nodes=[BIG])
+
+    assert latencies(outcome) == [COLD, WARM, WARM, COLD]
+    assert kinds(outcome) == ["cold", "preloaded", "warm", "cold"]
+    assert outcome.loader_cpu_s == pytest.approx(1.0 + 2.0)
+    assert outcome.peak_mb == pytest.approx(2 * 600.0)
+
+
+def test_what_is_in_the_sandbox_of_a_running_call_cannot_serve() -> None:
+    calls = workload([process(), process()], [(0.0, 1), (20.0, 1), (20.5, 0)])
+
+    outcome = simulate(calls, policy=Ahead(10.0, host=0), nodes=[BIG])
+
+    assert latencies(outcome) == [COLD, WARM, COLD]
+    assert kinds(outcome) == ["cold", "warm", "cold"]
