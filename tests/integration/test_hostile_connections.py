@@ -280,11 +280,12 @@ def test_half_a_request_and_no_more_to_come_runs_nothing_and_ends(
 _LEFT = "a peer that has no more to say is taken for gone: its requests are dropped or cancelled"
 
 
+# An invocation alone may be answered before it is seen that no more will come.
 @pytest.mark.xfail(strict=True, reason=_LEFT)
 @pytest.mark.parametrize(
     ("raw", "count"),
-    [(_ECHO, 1), (get("/healthz"), 1), (_ECHO * 3, 3), (_ECHO + get("/healthz") + _ECHO, 3)],
-    ids=["an invocation", "another call", "three invocations", "both"],
+    [(get("/healthz"), 1), (_ECHO + get("/healthz") + _ECHO, 3)],
+    ids=["another call", "both"],
 )
 def test_whole_requests_with_no_more_to_come_are_answered(
     platform: Platform, raw: bytes, count: int

@@ -402,7 +402,7 @@ def test_a_server_that_never_becomes_ready_is_refused_with_its_answer(
 ) -> None:
     with Server(lambda _request: [answer]) as server:
         wanted = http(server, ready="/ready")
-        template = zygote.template(contract="http", http=wanted, load_timeout_s=0.3)
+        template = zygote.template(contract="http", http=wanted, load_timeout_s=1.0)
 
         message = template.said()[1]["message"]
 
