@@ -313,14 +313,14 @@ def test_no_socket_of_the_machine_or_another_sandbox_is_in_reach(
     assert undone(outcomes, "ECONNREFUSED", "ENOENT") == {}
 
 
-def test_descriptors_are_the_streams_one_socket_to_the_worker_and_its_mark(
+def test_descriptors_are_the_streams_a_watch_on_them_one_socket_to_the_worker_and_its_mark(
     mallory: Tenant, platform: DockerPlatform
 ) -> None:
     found = mallory.attack("descriptors")
 
     kinds = sorted(target.partition("[")[0] for target in found.values())
     mark = "/memfd:faasd-mark (deleted)"
-    assert kinds == ["/dev/null", mark, "pipe:", "pipe:", "socket:"]
+    assert kinds == ["/dev/null", mark, "anon_inode:", "pipe:", "pipe:", "socket:"]
     # The worker is outside of what the sandbox can name: process 0.
     assert mallory.attack("peers") == [[socket.AF_UNIX, 0, 0]]
     del platform

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.docker.engine import RUN, DockerPlatform, docker
-from tests.platform import refused
+from tests.platform import eventually, refused
 
 PYTHON = f"{RUN}-own-python"
 LAMBDA = f"{RUN}-own-lambda"
@@ -112,7 +112,8 @@ def test_a_server_in_an_image_answers_what_it_likes(
 
     assert (answer.status, answer.body) == (201, b"cba\x00")
     assert answer.headers["content-type"] == "text/plain"
-    assert any("got 4 bytes" in line["line"] for line in platform.logs("web"))
+    # What a server prints may come after its reply.
+    assert eventually(lambda: any("got 4 bytes" in one["line"] for one in platform.logs("web")))
 
 
 def test_a_server_that_ends_at_once_is_refused_with_its_status_and_words(
