@@ -103,8 +103,19 @@ def waited_s(pid: int) -> float:
 
 def pss_mb(pid: int) -> float:
     """Its share of all that it has mapped; 0 once it is gone."""
+    return _share_mb(pid, "Pss:")
+
+
+def own_mb(pid: int) -> float:
+    """Its share of what no file holds. That of files changes with whoever else maps them, as every
+    other Python of the machine does.
+    """
+    return _share_mb(pid, "Pss_Anon:")
+
+
+def _share_mb(pid: int, what: str) -> float:
     try:
-        return _number((PROC / str(pid) / "smaps_rollup").read_text(), "Pss:") / 1024
+        return _number((PROC / str(pid) / "smaps_rollup").read_text(), what) / 1024
     except OSError:
         return 0.0
 
@@ -151,6 +162,9 @@ class Tree:
     def cpu_s(self) -> float:
         processes = snapshot()
         return cpu_s(processes, self._all(processes))
+
+    def own_mb(self) -> float:
+        return sum(map(own_mb, self.pids()))
 
     def pss_mb(self) -> float:
         return sum(map(pss_mb, self.pids()))

@@ -23,7 +23,7 @@ from bench.scaling.openloop import Outcome
 from bench.table import aligned, count
 
 INSTANCES = 4
-QUEUE = 64
+QUEUE = 32
 PEAK_CONNECTIONS = 32
 SAMPLE_S = 2.0
 LONGEST_PEAK_S = 15.0
@@ -58,7 +58,7 @@ def slope(times_s: Sequence[float], values: Sequence[float]) -> Slope | None:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Memory of the daemon and of all processes, in MB, and when it was read."""
+    """Memory of their own of the daemon and of all processes, in MB, and when it was read."""
 
     times_s: list[float]
     daemon_mb: list[float]
@@ -130,8 +130,8 @@ def _send(server: Server, url: str, rate: float, seconds: float) -> Sent:
                 break
             except subprocess.TimeoutExpired:
                 samples.times_s.append(time.monotonic() - started)
-                samples.daemon_mb.append(processes.pss_mb(daemon))
-                samples.all_mb.append(server.tree.pss_mb())
+                samples.daemon_mb.append(processes.own_mb(daemon))
+                samples.all_mb.append(server.tree.own_mb())
             except BaseException:
                 sender.kill()
                 raise
