@@ -442,6 +442,7 @@ class InstanceLink:
             return
         self._closed = True
         self._let_go()
+        self._name_output()
         for pipe in self.pipes:
             pipe.close()
         detail = self._fault or "ended"

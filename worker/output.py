@@ -88,8 +88,8 @@ class OutputPipe:
         self._dropped: Counter[str] = Counter()
         self._partial = b""
         self.request = ""
-        """Whose output it is that is read from here on; where `touched`, `switch` says so."""
-        self.touched = False
+        """Whose output it is that is read from here on. Of what was read, `switch` makes an end."""
+        self._touched = False
         self.before_reading: Callable[[], None] | None = None
         self._loop = asyncio.get_running_loop()
         self.read_end, self.write_end = os.pipe()
@@ -105,8 +105,8 @@ class OutputPipe:
 
     def switch(self, request_id: str) -> None:
         """What is read from here on belongs to `request_id`; see `drain`."""
-        if self.touched:
-            self.touched = False
+        if self._touched:
+            self._touched = False
             self._flush()
             self._say_dropped(self.request)
             self._left = {}
@@ -163,7 +163,7 @@ class OutputPipe:
         return True
 
     def _take(self, data: bytes) -> None:
-        self.touched = True
+        self._touched = True
         if self.request and self._left.get(self.request, self._budget) <= 0:
             self._dropped[self.request] += len(data)
             return

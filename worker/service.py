@@ -848,16 +848,21 @@ class RevisionService:
 
     def caught_up(self) -> None:
         """Every end of a call that is known by now has been told."""
-        if self._step_due:
-            self._step_due = False
-            self._step()
-        if self._replies:
-            replies, self._replies = self._replies, []
-            for pending, reply in replies:
-                try:
-                    pending.answer(reply)
-                except Exception:  # the boundary of an invocation: others wait for their replies
-                    log.exception("invocation.receiver_failed")
+        try:
+            if self._step_due:
+                self._step_due = False
+                self._step()
+        finally:
+            self._tell_replies()
+
+    def _tell_replies(self) -> None:
+        """Tell the callers that stood back for the instance's next calls."""
+        replies, self._replies = self._replies, []
+        for pending, reply in replies:
+            try:
+                pending.answer(reply)
+            except Exception:  # the boundary of an invocation: others wait for their replies
+                log.exception("invocation.receiver_failed")
 
     def instance_lost(self, running: Running) -> None:
         """Nothing more is to be sent there: it would be lost too."""

@@ -194,8 +194,7 @@ class _Shared:
             items.close()
 
     async def _write(self, message: list[Any]) -> None:
-        if os.getpid() != self._pid:
-            process.end_copy()
+        process.end_copy_of(self._pid)
         self._writer.write(frames.pack(message))
         try:
             await self._writer.drain()

@@ -157,8 +157,7 @@ class Serial:
 
     def _write(self, message: list[Any], body: bytes | None = None) -> None:
         """Send a frame; a large `body` goes beside it."""
-        if os.getpid() != self._pid:
-            process.end_copy()
+        process.end_copy_of(self._pid)
         # A frame cut short would garble all that follow, so a cancellation waits for its end.
         self._writing = True
         try:
@@ -282,8 +281,7 @@ class Serial:
 
     def _write_all(self, answers: list[tuple[list[Any], bytes | None]]) -> None:
         """Send the answers of a batch: all small ones in one go, which wakes the worker once."""
-        if os.getpid() != self._pid:
-            process.end_copy()
+        process.end_copy_of(self._pid)
         small = []
         for answer, payload in answers:
             if payload is not None and len(payload) >= frames.LARGE:

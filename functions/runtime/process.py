@@ -128,12 +128,13 @@ def close_all_but(keep: set[int]) -> None:
     os.closerange(low, 65_536)
 
 
-def end_copy() -> None:
-    """End this process, which is a fork of an instance that a handler let return.
+def end_copy_of(pid: int) -> None:
+    """End this process when it is not `pid` but a fork of it that a handler let return.
 
     Two processes that read calls from one socket would each get parts of them.
     """
-    os._exit(0)
+    if os.getpid() != pid:
+        os._exit(0)
 
 
 def flush_output() -> None:

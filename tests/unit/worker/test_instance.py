@@ -586,3 +586,16 @@ async def test_a_busy_instance_that_ends_is_said_to_be_lost_until_it_is_known_ho
         assert instance.heard.end is None
         instance.link.exited(9)
         assert instance.heard.end == Exit("was killed by signal 9")
+
+
+@in_loop
+async def test_the_last_words_of_an_instance_are_those_of_the_call_that_it_ran() -> None:
+    async with played() as instance:
+        instance.say("attached", {})
+        await until(instance.link.attached.done)
+        instance.call(1)
+
+        os.write(instance.pipes[1].write_end, b"last words\n")
+        instance.link.abandon()
+
+        assert instance.lines == [("r1", "last words")]
