@@ -17,8 +17,9 @@ class ServiceTimes:
     The first ENOUGH runs are looked at together, without the slowest: a fresh instance's first run
     is often slow in a way that no later one is, and would look like dispersion for long.
 
-    After a pause of PAUSE mean times, and of LEAST_PAUSE_S, the next ENOUGH runs are looked at afresh. Calls are dropped
-    by what is known here; if it is wrong and nothing runs any more, this is how that is noticed.
+    After a pause of PAUSE mean times, and of LEAST_PAUSE_S, the next ENOUGH runs are looked at
+    afresh. Calls are dropped by what is known here; if it is wrong and nothing runs any more,
+    this is how that is noticed.
     """
 
     SMOOTHING = 0.02
@@ -26,12 +27,11 @@ class ServiceTimes:
     PAUSE = 100.0
     LEAST_PAUSE_S = 0.1
 
-    __slots__ = ("_first", "_known", "_last", "_mean_s", "_settled", "_variance")
+    __slots__ = ("_first", "_known", "_last", "_mean_s", "_variance")
 
     def __init__(self) -> None:
         self._first: list[float] = []
         self._known = False
-        self._settled = False
         self._mean_s = 0.0
         self._variance = 0.0
         self._last = 0.0
@@ -44,9 +44,8 @@ class ServiceTimes:
         """A run that took so long has ended."""
         if self._paused(now):
             self._first = []
-            self._settled = False
         self._last = now
-        if self._settled:
+        if len(self._first) == self.ENOUGH:
             change = exec_s - self._mean_s
             part = self.SMOOTHING * change
             self._mean_s += part
@@ -83,7 +82,7 @@ class ServiceTimes:
 
     def _look_at_first(self, exec_s: float) -> None:
         self._first.append(exec_s)
-        enough = self._settled = len(self._first) == self.ENOUGH
+        enough = len(self._first) == self.ENOUGH
         if self._known and not enough:
             return
         self._known = enough
